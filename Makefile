@@ -1,0 +1,67 @@
+# Portwright's targets. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null)
+
+# --- what is compiled -------------------------------------------------------------------------
+DATAPLANE := src/portwright/dataplane
+BPF_SOURCES := $(wildcard $(DATAPLANE)/*.bpf.c)
+BPF_HEADERS := $(wildcard $(DATAPLANE)/*.h)
+BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Werror -I $(DATAPLANE) -I /usr/include/$(MULTIARCH)
+
+SHIM := src/portwright/cni/shim/portwright-cni
+# Static, so that it starts in a sandbox's or an installer's root with no libc, and in half the time.
+SHIM_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Werror -static
+
+C_FILES = $(shell find src tests bench -name '*.[ch]' -not -name '*.skel.h' 2>/dev/null)
+PY_DIRS := src tests bench lab
+
+.PHONY: help setup build demo test lint bench prove lab clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## packages, .venv, BPF objects, CNI shim; quick when there is nothing to do
+	@packaging/setup.sh
+
+build: $(BPF_OBJECTS) $(SHIM) ## BPF objects and the CNI shim
+
+$(DATAPLANE)/%.bpf.o: $(DATAPLANE)/%.bpf.c $(BPF_HEADERS) Makefile
+	clang $(BPF_CFLAGS) -c $< -o $@
+
+$(SHIM): $(SHIM).c Makefile
+	gcc $(SHIM_CFLAGS) $< -o $@
+
+demo: setup ## the first few minutes, on this machine, cleaned up at the end
+	@demo/demo.sh
+
+# --- what is checked --------------------------------------------------------------------------
+test: setup ## unit, netns, containers, conformance and fault tests on this kernel (ARGS= for pytest)
+	$(PYTHON) -m pytest -m "not lab" $(ARGS)
+
+lint: setup ## ruff, mypy --strict, clang-format
+	.venv/bin/ruff check $(wildcard $(PY_DIRS))
+	.venv/bin/ruff format --check $(wildcard $(PY_DIRS))
+	.venv/bin/mypy
+	clang-format --dry-run -Werror $(C_FILES)
+
+# One command, one test, one kernel: make lab KERNEL=6.1 TEST=tests/netns/test_x.py::test_y
+lab: ## the netns tests under other kernels (KERNEL=6.1, TEST=path::name, ARGS= for pytest)
+	@packaging/setup.sh lab
+	@$(PYTHON) -m lab $(foreach k,$(KERNEL),--kernel $k) $(foreach t,$(TEST),$t) $(if $(ARGS),-- $(ARGS))
+
+bench: setup ## the figures of the docs (PART= for one of them)
+	$(PYTHON) -m bench $(PART)
+
+prove: setup ## PART=port: one PASS or FAIL line for each claim, with its figure
+	@$(PYTHON) -m bench.prove $(or $(PART),$(error name a part: make prove PART=port))
+
+clean: ## everything that was made here, but not .venv
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f $(BPF_OBJECTS) $(SHIM)
+	find src tests bench lab -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,41 @@
+#!/bin/bash
+# Runs inside the lab's guest as its only job, started by lab/boot.py through virtme-ng.
+# $1: the folder "result" of this run in the guest, shared with the host, read-write.
+# Reads from it: job (shell variables). Writes: output (what pytest says, followed by the host),
+# junit.xml, and last of all status (pytest's exit status; its absence means that the guest died).
+set -u
+result=$1
+. "$result/job" # PROJECT, KERNEL, MODULES, and the arrays FOLDERS and PYTEST
+
+# Everything that is read often is mounted a second time with the page cache on. virtme-ng's own
+# mount asks the host for each stat and each page, each time.
+cached=/run/lab-cached
+mkdir -p $cached
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any lab-root $cached
+# The project is there also when it lies below /tmp or /var/tmp, which are the guest's own.
+mount -t tmpfs tmpfs /tmp
+for folder in "${FOLDERS[@]}"; do
+	mkdir -p "$folder" && mount --bind "$cached$folder" "$folder"
+done
+# /usr above hid virtme-ng's /lib/modules.
+mount -t tmpfs tmpfs /lib/modules
+ln -s "$cached$MODULES" "/lib/modules/$(uname -r)"
+# What tests may write to, as on a real machine: nothing of the host's.
+for folder in /var/lib /var/cache; do
+	mount -t tmpfs tmpfs $folder
+done
+
+mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# There is no udev here to make the node whose first opening loads the module.
+[ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod /dev/net/tun c 10 200; }
+mkdir -p /run/netns
+ip link set lo up
+
+export HOME=/root TMPDIR=/tmp LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
+export PORTWRIGHT_LAB_KERNEL=$KERNEL
+export PATH=$PROJECT/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+cd "$PROJECT" || exit 1
+python -m pytest "${PYTEST[@]}" >"$result/output" 2>&1 </dev/null
+echo $? >"$result/status.new"
+mv "$result/status.new" "$result/status"

@@ -1,0 +1,195 @@
+"""The attachment model ``veth``: a pair whose host end is the representor.
+
+The order of a plan is its safety. Until ``SetLink(host, up)`` the sandbox has no carrier, and by
+then both programs are attached and know the port: there is no moment at which a packet passes
+unguarded. ``PutTargets`` is last: the port can be reached from others once all of it is there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from portwright.model.network import GATEWAY_MAC, Route
+from portwright.model.port import Port
+from portwright.plan.operations import (
+    AddAddress,
+    AddNeighbour,
+    AddRoute,
+    AttachProgram,
+    CreateVeth,
+    DeleteLink,
+    DetachProgram,
+    ForgetPort,
+    NameLink,
+    Operation,
+    PublishPorts,
+    PutPort,
+    PutTargets,
+    RemovePort,
+    RemoveTargets,
+    SetLink,
+    SetSysctl,
+    UnpublishPorts,
+)
+from portwright.plan.publish import loopback_access
+
+MODEL = "veth"
+#: What the model can't do is refused before the kernel is touched.
+CAPABILITIES = frozenset({"portMappings", "bandwidth", "ips", "ipRanges", "mac", "dns"})
+_TABLES = {"local": 255, "main": 254}  # rtnetlink.h
+MIN_MTU, MIN_MTU6, MAX_MTU = 68, 1280, 65535
+
+
+def attach(port: Port) -> tuple[Operation, ...]:
+    """The plan that gives a recorded port its device."""
+    rep, ifname = port.rep_name, port.ifname
+    addresses = tuple(a.address for a in port.addresses)
+    ops: list[Operation] = [
+        CreateVeth(
+            rep=rep,
+            ifname=ifname,
+            mac=port.mac,
+            gateway_mac=GATEWAY_MAC,
+            mtu=port.mtu,
+            sandbox=port.sandbox.path,
+            alias=_alias(port),
+        ),
+        NameLink(rep=rep, altnames=altnames(port)),
+        PutPort(
+            rep=rep,
+            port_id=port.port_id,
+            net_id=port.net_id,
+            mac=port.mac,
+            gateway_mac=GATEWAY_MAC,
+            mtu=port.mtu,
+            sandbox=port.sandbox.cookie,
+            addresses=addresses,
+            gateways=tuple(dict.fromkeys(a.gateway for a in port.addresses)),
+            limits=port.limits,
+        ),
+        AttachProgram(rep=rep, port_id=port.port_id, direction="ingress"),
+        AttachProgram(rep=rep, port_id=port.port_id, direction="egress"),
+        *_sandbox(port),
+        SetLink(where="host", name=rep, up=True),
+    ]
+    for address in addresses:
+        ops.append(
+            AddRoute(where="host", dev=rep, route=Route(dst=host_prefix(address), scope=_link_scope(address)))
+        )
+        ops.append(AddNeighbour(where="host", dev=rep, address=address, mac=port.mac))
+    ops += _loopback(port)
+    ops.append(
+        PutTargets(
+            rep=rep,
+            port_id=port.port_id,
+            net_id=port.net_id,
+            mac=port.mac,
+            gateway_mac=GATEWAY_MAC,
+            mtu=port.mtu,
+            sandbox=port.sandbox.cookie,
+            addresses=addresses,
+            limited=bool(port.limits.ingress_rate),
+        )
+    )
+    if port.port_mappings:
+        ops.append(PublishPorts(port_id=port.port_id, mappings=port.port_mappings, addresses=port.addresses))
+    return tuple(ops)
+
+
+def detach(port: Port) -> tuple[Operation, ...]:
+    """The plan that takes the device away and keeps the port: counters, addresses, limits."""
+    addresses = tuple(a.address for a in port.addresses)
+    ops: list[Operation] = []
+    if port.port_mappings:
+        ops.append(
+            UnpublishPorts(port_id=port.port_id, mappings=port.port_mappings, addresses=port.addresses)
+        )
+    ops += [
+        RemoveTargets(port_id=port.port_id, addresses=addresses),
+        DeleteLink(rep=port.rep_name),
+        DetachProgram(port_id=port.port_id, direction="ingress"),
+        DetachProgram(port_id=port.port_id, direction="egress"),
+        RemovePort(rep=port.rep_name, port_id=port.port_id, ifindex=port.rep_ifindex),
+    ]
+    return tuple(ops)
+
+
+def delete(port: Port) -> tuple[Operation, ...]:
+    """The plan that ends the port. Needs the record alone, and may run any number of times."""
+    return (*detach(port), ForgetPort(port_id=port.port_id))
+
+
+def altnames(port: Port) -> tuple[str, ...]:
+    """Names to find the representor by: the port's id, and the workload's (at most 127 bytes)."""
+    names = [f"port-{port.port_id}"]
+    owner = port.owner
+    if owner.kind == "cni":
+        names.append(f"{owner.container_id[:64]}-{owner.ifname}-{port.port_id[:4]}")
+    elif owner.name:
+        names.append(f"{owner.name[:100]}-{port.port_id[:4]}")
+    return tuple(names)
+
+
+def host_prefix(address: str) -> str:
+    """``10.0.0.2`` -> ``10.0.0.2/32``."""
+    return f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
+
+
+def _alias(port: Port) -> str:
+    labels = port.labels
+    pod = labels.get("io.kubernetes.pod.name")
+    who = f"{labels.get('io.kubernetes.pod.namespace', 'default')}/{pod}" if pod else port.owner.key()
+    return f"{port.network} {who}"[:255]
+
+
+def _link_scope(address: str) -> int | None:
+    return 253 if ":" not in address else None  # RT_SCOPE_LINK; IPv6 has none
+
+
+def _loopback(port: Port) -> list[Operation]:
+    """What the representor needs for published ports on the host's own loopback."""
+    access = loopback_access(port.rep_name, port.port_mappings, port.addresses)
+    ops: list[Operation] = [SetSysctl(where="host", path=path, value=value) for path, value in access.sysctls]
+    for dst, table, metric in access.local_routes:
+        route = Route(dst=dst, table=_TABLES[table], priority=metric)
+        ops.append(AddRoute(where="host", dev=port.rep_name, route=route, kind="local"))
+    return ops
+
+
+def _sandbox(port: Port) -> list[Operation]:
+    name = port.ifname
+    ops: list[Operation] = [
+        AddAddress(name=name, address=host_prefix(address.address)) for address in port.addresses
+    ]
+    ops.append(SetLink(where="sandbox", name=name, up=True))
+    gateways = list(dict.fromkeys(a.gateway for a in port.addresses))
+    for gateway in gateways:
+        if not gateway.startswith("fe80:"):
+            ops.append(
+                AddRoute(
+                    where="sandbox",
+                    dev=name,
+                    route=Route(dst=host_prefix(gateway), scope=_link_scope(gateway)),
+                )
+            )
+    first = {ipaddress.ip_address(g).version: g for g in reversed(gateways)}
+    for route in port.routes:
+        version = ipaddress.ip_network(route.dst, strict=False).version
+        gw = route.gw or (first.get(version) if route.scope != 253 else None)
+        ops.append(
+            AddRoute(
+                where="sandbox",
+                dev=name,
+                route=Route(
+                    dst=route.dst,
+                    gw=gw,
+                    mtu=route.mtu,
+                    advmss=route.advmss,
+                    priority=route.priority,
+                    table=route.table,
+                    scope=route.scope,
+                ),
+                onlink=gw is not None and gw not in gateways,
+            )
+        )
+    return ops

@@ -1,0 +1,1 @@
+"""The ``portwright`` command: translates between a shell and the client, and decides nothing."""

@@ -1,0 +1,318 @@
+"""The CNI verbs on the node's services: translate, ask, translate back.
+
+ADD answers when the port passes packets; DEL, CHECK and GC need the record alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from portwright.attach import veth
+from portwright.cni import config, delegate, wire
+from portwright.cni.config import NetConf
+from portwright.cni.errors import CniCode, CniError
+from portwright.cni.request import CniRequest, from_record, parse
+from portwright.cni.result import Result, ResultInterface, ResultIp, merge_with_prev
+from portwright.model.errors import InvalidInput, NotFound, PortwrightError
+from portwright.model.network import GATEWAY_MAC, Dns, Network
+from portwright.model.port import Owner, Port, PortAddress
+from portwright.node.networks import Networks
+from portwright.node.health import Health
+from portwright.node.ports import Ports, PortSpec, gateway_of
+from portwright.store import Store
+
+log = logging.getLogger(__name__)
+
+_SPOOLED = re.compile(r"\d+-\d+")
+
+
+class CniHandler:
+    """Answers the shim. One request at a time touches the kernel; delegates run beside."""
+
+    def __init__(
+        self,
+        store: Store,
+        ports: Ports,
+        networks: Networks,
+        health: Health,
+        enter: Callable[[int], contextlib.AbstractContextManager[object]],
+    ) -> None:
+        self._store = store
+        self._ports = ports
+        self._networks = networks
+        self._health = health
+        self._enter = enter
+
+    async def answer(self, payload: bytes, fds: list[int]) -> bytes:
+        """The reply payload for a request payload; never raises for what the caller sent."""
+        version = ""
+        try:
+            env, stdin = wire.decode_request(payload)
+            version = wire.version_hint(stdin)
+            request = parse(env, stdin)
+            out = await self._dispatch(request, fds)
+        except PortwrightError as error:
+            return wire.error_reply(error, version)
+        except Exception as error:
+            log.exception("CNI request failed")
+            return wire.error_reply(error, version)
+        return wire.encode_reply(out)
+
+    async def _dispatch(self, request: CniRequest, fds: list[int]) -> bytes:
+        match request.command:
+            case "VERSION":
+                return wire.version_json()
+            case "ADD":
+                return await self._add(request, fds)
+            case "DEL":
+                await self._delete(request, fds)
+            case "CHECK":
+                await self._check(request, fds)
+            case "GC":
+                await self._gc(request, fds)
+            case "STATUS":
+                await self._status(request, fds)
+            case other:
+                raise CniError(CniCode.BAD_ENVIRONMENT, f"unknown CNI_COMMAND: {other}")
+        return b""
+
+    # -- ADD -------------------------------------------------------------------------------------
+
+    async def _add(self, request: CniRequest, fds: list[int]) -> bytes:
+        host_fd, sandbox_fd = _namespaces(request, fds)
+        conf = request.config
+        network = self._networks.for_cni(conf)
+        owner = request.owner()
+        foreign: Result | None = None
+        if conf.ipam is not None and conf.ipam.foreign:
+            foreign = await self._delegate(request, host_fd)
+        try:
+            spec = _spec(request, conf, network, owner, foreign)
+            port = self._ports.create(spec, sandbox_fd, host_fd)
+            try:
+                return _result(request, conf, port).to_json(conf.cni_version)
+            except BaseException:
+                self._ports.delete(port)
+                raise
+        except BaseException:
+            if foreign is not None:
+                with contextlib.suppress(PortwrightError):
+                    await self._delegate(request, host_fd, command="DEL")
+            raise
+
+    async def _delegate(self, request: CniRequest, host_fd: int, command: str | None = None) -> Result | None:
+        return await delegate.run(
+            request,
+            command=command,
+            namespace=lambda: self._enter(host_fd),
+            log=lambda text: log.info("ipam %s: %s", request.config.ipam, text),
+        )
+
+    # -- DEL and GC ------------------------------------------------------------------------------
+
+    async def _delete(self, request: CniRequest, fds: list[int]) -> None:
+        port = self._store.port_by_owner(request.owner().key())
+        if port is None:
+            # Never added, or deleted before; a delegate may still hold an address of it.
+            ipam = request.config.ipam
+            if ipam is not None and ipam.foreign and fds:
+                with contextlib.suppress(PortwrightError):
+                    await self._delegate(request, fds[0])
+            return
+        await self.remove(port, fds[0] if fds else None)
+
+    async def remove(self, port: Port, host_fd: int | None) -> None:
+        """Deletes a port and what its foreign IPAM holds.
+
+        The kernel's part goes first and whatever the delegate says; the record stays until the delegate
+        has let go too, so that a later DEL or GC tries again.
+        """
+        if port.ipam == config.BUILTIN_IPAM or not port.cni:
+            self._ports.delete(port)
+            return
+        self._ports.clear(port)
+        with _namespace(host_fd) as fd:
+            await self._delegate(from_record(port.cni), fd)
+        self._ports.delete(self._store.get_port(port.port_id))
+
+    async def _gc(self, request: CniRequest, fds: list[int]) -> None:
+        conf = request.config
+        if conf.valid_attachments is None:
+            raise CniError(
+                CniCode.INVALID_CONFIG,
+                "cni.dev/valid-attachments: an explicit list is required",
+                "absent or null would delete the network of every container",
+            )
+        valid = {(a.container_id, a.ifname) for a in conf.valid_attachments}
+        problems: list[str] = []
+        for port in list(self._store.ports()):
+            owner = port.owner
+            if (
+                owner.kind != "cni"
+                or owner.network != conf.name
+                or (owner.container_id, owner.ifname) in valid
+            ):
+                continue
+            try:
+                await self.remove(port, fds[0] if fds else None)
+            except PortwrightError as error:
+                problems.append(f"{owner.key()}: {error}")
+        if conf.ipam is not None and conf.ipam.foreign and fds:
+            try:
+                await self._delegate(request, fds[0])
+            except PortwrightError as error:
+                problems.append(str(error))
+        if problems:
+            raise CniError(CniCode.IO, f"GC: {len(problems)} failed", "; ".join(problems)[:4000])
+
+    # -- CHECK and STATUS ------------------------------------------------------------------------
+
+    async def _check(self, request: CniRequest, fds: list[int]) -> None:
+        host_fd, sandbox_fd = _namespaces(request, fds)
+        port = self._store.port_by_owner(request.owner().key())
+        if port is None:
+            raise CniError(CniCode.CONTAINER_UNKNOWN, f"no attachment {request.owner().key()} on record")
+        if request.config.ipam is not None and request.config.ipam.foreign:
+            await self._delegate(request, host_fd)
+        problems = self._health.check_port(port, sandbox_fd)
+        if problems:
+            raise CniError(CniCode.IO, f"port {port.port_id}: {problems[0]}", "; ".join(problems)[:4000])
+
+    async def _status(self, request: CniRequest, fds: list[int]) -> None:
+        conf = request.config
+        impaired = self._health.impaired()
+        if impaired:
+            raise CniError(CniCode.LIMITED, impaired[0], "; ".join(impaired)[:4000])
+        with contextlib.suppress(NotFound):
+            exhausted = self._networks.exhausted(conf.network)
+            if exhausted:
+                raise CniError(CniCode.NOT_AVAILABLE, exhausted, "add a range, or release ports")
+        if conf.ipam is not None and conf.ipam.foreign and fds:
+            await self._delegate(request, fds[0])
+
+    # -- spool -----------------------------------------------------------------------------------
+
+    async def replay(self, spool: Path) -> int:
+        """Runs the DELs that the shim left while no daemon was there; returns how many.
+
+        Before any ADD, so that none meets a stale port. A DEL that is older than the attachment it names
+        was meant for an earlier one, and is dropped. One that can never succeed becomes ``.bad``; one that
+        failed stays for the next time.
+        """
+        done = 0
+        for path in spooled(spool):
+            stamp = int(path.name.partition("-")[0]) / 1e9
+            payload = path.read_bytes()
+            try:
+                request = parse(*wire.decode_request(payload))
+            except PortwrightError as error:
+                path.rename(path.with_name(f"{path.name}.bad"))
+                log.error("spooled request %s is malformed: %s", path.name, error)
+                continue
+            port = self._store.port_by_owner(request.owner().key())
+            try:
+                if port is not None and port.created <= stamp:
+                    await self.remove(port, None)
+            except PortwrightError as error:
+                log.error("spooled DEL %s failed and stays: %s", path.name, error)
+                continue
+            path.unlink(missing_ok=True)
+            done += 1
+        return done
+
+
+def spooled(spool: Path) -> list[Path]:
+    """The shim's files, oldest first: ``<nanoseconds>-<pid>``."""
+    try:
+        names = [n for n in os.listdir(spool) if _SPOOLED.fullmatch(n)]  # noqa: PTH208 - names, no stat
+    except FileNotFoundError:
+        return []
+    return [spool / name for name in sorted(names)]
+
+
+@contextlib.contextmanager
+def _namespace(fd: int | None) -> Iterator[int]:
+    """The caller's namespace, or our own where the caller's is not known."""
+    if fd is not None:
+        yield fd
+        return
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield own
+    finally:
+        os.close(own)
+
+
+def _namespaces(request: CniRequest, fds: list[int]) -> tuple[int, int]:
+    """(the caller's, the sandbox's). The shim could open the second, or the path names nothing."""
+    if len(fds) < 2:
+        raise InvalidInput("netns", request.netns, "the network namespace can't be opened")
+    same = os.path.sameopenfile(fds[0], fds[1])
+    if same and not request.netns_override:
+        raise CniError(
+            CniCode.INVALID_NETNS,
+            f"plugin's netns and netns from CNI_NETNS should not be the same: {request.netns}",
+            "set CNI_NETNS_OVERRIDE=1 to go on",
+        )
+    return fds[0], fds[1]
+
+
+def _spec(
+    request: CniRequest, conf: NetConf, network: Network, owner: Owner, foreign: Result | None
+) -> PortSpec:
+    wish = conf.requested
+    given: tuple[PortAddress, ...] | None = None
+    routes = network.routes if conf.ipam is None and not conf.routes else conf.all_routes
+    ipam_dns = Dns()
+    if foreign is not None:
+        given = tuple(
+            PortAddress(
+                address=ip.address.partition("/")[0],
+                gateway=ip.gateway or gateway_of(ip.address.partition("/")[0], ()),
+            )
+            for ip in foreign.ips
+        )
+        routes = conf.routes + foreign.routes
+        ipam_dns = foreign.dns
+    pools = wish.ip_ranges + network.pools if wish.ip_ranges else None
+    return PortSpec(
+        network=network,
+        owner=owner,
+        ifname=request.ifname,
+        netns=request.netns,
+        model=conf.model,
+        mac=wish.mac,
+        mtu=conf.mtu,
+        pools=pools,
+        requested=wish.ips if given is None else (),
+        given=given,
+        routes=routes,
+        dns=conf.resolve_dns(ipam_dns if foreign is not None else network.dns),
+        port_mappings=wish.port_mappings,
+        limits=wish.limits,
+        labels=wish.labels,
+        ipam=conf.ipam.type if conf.ipam is not None else config.BUILTIN_IPAM,
+        cni=request.to_record() if foreign is not None else {},
+    )
+
+
+def _result(request: CniRequest, conf: NetConf, port: Port) -> Result:
+    """Interfaces: the representor, then the device; appended to a previous plugin's, never inserted."""
+    own = Result(
+        interfaces=(
+            ResultInterface(name=port.rep_name, mac=GATEWAY_MAC, mtu=port.mtu, sandbox=""),
+            ResultInterface(name=port.ifname, mac=port.mac, mtu=port.mtu, sandbox=request.netns),
+        ),
+        ips=tuple(
+            ResultIp(address=veth.host_prefix(a.address), gateway=a.gateway, interface=1)
+            for a in port.addresses
+        ),
+        routes=port.routes,
+        dns=port.dns,
+    )
+    return merge_with_prev(conf.prev_result, own)

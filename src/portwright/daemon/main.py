@@ -1,0 +1,111 @@
+"""``portwright node run``: one process, one event loop, one writer.
+
+Order of a start: record, recovery (with the data path already in force from the last run), spooled
+DELs, and only then the socket: nobody is answered before what was promised is true again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from portwright.api.registry import Registry
+from portwright.api.request import Request
+from portwright.api.server import Server, passed_listener
+from portwright.cni.handler import CniHandler
+from portwright.daemon.methods import VERSION, Methods
+from portwright.kernel import netns
+from portwright.model.errors import PortwrightError
+from portwright.node.core import Core
+from portwright.node.drops import DropFeed
+from portwright.node.faults import Faults
+from portwright.node.health import Health
+from portwright.node.networks import Networks
+from portwright.node.paths import Paths
+from portwright.node.ports import Ports
+from portwright.node.recover import recover
+from portwright.node.watch import Watch
+
+log = logging.getLogger("portwright")
+
+
+def main(state_dir: Path | str, run_dir: Path | str) -> int:
+    """Runs until SIGTERM, SIGINT or ``node stop``. Returns the exit status."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+    paths = Paths(Path(run_dir), Path(state_dir))
+    try:
+        core = Core.open(paths, Faults.from_environment())
+    except PortwrightError as error:
+        sys.stderr.write(f"portwright: {error}\n")
+        return 1
+    try:
+        asyncio.run(_serve(core))
+    except PortwrightError as error:
+        sys.stderr.write(f"portwright: {error}\n")
+        return 1
+    finally:
+        core.close()
+    return 0
+
+
+async def _serve(core: Core) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    ports, networks, health = Ports(core), Networks(core), Health(core)
+    core.switch_for()
+    for sentence in recover(core, ports):
+        log.info("recovery: %s", sentence)
+    watch, feed = Watch(core, ports, loop), DropFeed(core, loop)
+
+    def changed() -> None:
+        watch.sync()
+        feed.sync()
+
+    cni = CniHandler(core.store, ports, networks, health, netns.entered)
+    replayed = await cni.replay(core.paths.spool)
+    if replayed:
+        log.info("replayed %d spooled DELs", replayed)
+    methods = Methods(core, ports, networks, health, feed, stopping.set, changed)
+
+    async def serve_cni(request: Request) -> bytes:
+        if await cni.replay(core.paths.spool):
+            log.info("replayed DELs that were spooled while the socket was away")
+        try:
+            return await cni.answer(request.raw, request.fds)
+        finally:
+            changed()
+
+    registry = Registry(methods, cni=serve_cni, version=VERSION)
+    server = Server(core.paths.socket, registry.dispatch, listener=passed_listener(os.environ))
+    async with server:
+        changed()
+        methods.ready = True
+        _notify("READY=1\nSTATUS=serving\n")
+        log.info("ready: %s", core.paths.socket)
+        await stopping.wait()
+        _notify("STOPPING=1\n")
+    watch.close()
+    feed.close()
+
+
+def _notify(text: str) -> None:
+    """sd_notify(3): one datagram to the socket that systemd named, or nothing."""
+    where = os.environ.get("NOTIFY_SOCKET", "")
+    if not where:
+        return
+    address = "\0" + where[1:] if where.startswith("@") else where
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect(address)
+            sock.sendall(text.encode())
+        except OSError as error:
+            log.warning("sd_notify to %s: %s", where, error)

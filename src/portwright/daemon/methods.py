@@ -1,0 +1,297 @@
+"""The socket's methods on the node's services: each translates parameters and results."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import cast
+
+import msgspec
+
+from portwright.api import methods as m
+from portwright.api.request import Request
+from portwright.daemon.why import Explainer
+from portwright.dataplane.abi import PwCounter
+from portwright.ipam import canonical_pools
+from portwright.model.errors import InvalidInput
+from portwright.model.network import AddressRange, Network
+from portwright.model.port import Limits, Owner, Port
+from portwright.node.core import Core
+from portwright.node.drops import DropFeed
+from portwright.node.health import Health
+from portwright.node.networks import Networks
+from portwright.node.ports import Ports, PortSpec
+from portwright.observe import counters
+
+VERSION = "0.1.0"
+
+
+class Methods:
+    """One coroutine a method of the contract."""
+
+    def __init__(  # noqa: PLR0913 - the services it translates for
+        self,
+        core: Core,
+        ports: Ports,
+        networks: Networks,
+        health: Health,
+        feed: DropFeed,
+        stop: Callable[[], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._store = core.store
+        self._ports = ports
+        self._networks = networks
+        self._health = health
+        self._feed = feed
+        self._stop = stop
+        self._changed = changed
+        self._explainer = Explainer(core)
+        self.ready = False
+        self.problems: list[str] = []
+
+    # -- node ------------------------------------------------------------------------------------
+
+    async def node_status(self, _params: m.NodeStatusParams, _request: Request) -> m.NodeStatus:
+        states: dict[str, int] = {}
+        for port in self._store.ports():
+            states[port.state.value] = states.get(port.state.value, 0) + 1
+        problems = [*self.problems, *self._health.impaired()]
+        return m.NodeStatus(
+            version=VERSION,
+            pid=os.getpid(),
+            uptime_s=round(time.time() - self._core.started, 3),
+            run_dir=str(self._core.paths.run_dir),
+            state_dir=str(self._core.paths.state_dir),
+            ready=self.ready and not problems,
+            ports=states,
+            networks=len(self._store.networks()),
+            attach="tcx" if self._core.switch_for().tcx else "clsact",
+            problems=tuple(problems),
+        )
+
+    async def node_stop(self, _params: m.NodeStopParams, _request: Request) -> m.NodeStopping:
+        self._stop()
+        return m.NodeStopping(pid=os.getpid())
+
+    # -- network ---------------------------------------------------------------------------------
+
+    async def network_create(self, params: m.NetworkCreateParams, _request: Request) -> Network:
+        pools = (*params.ranges, *((AddressRange(subnet=s),) for s in params.subnets))
+        canonical_pools(pools, field="ranges")
+        return self._networks.create(
+            params.name,
+            pools=pools,
+            mtu=params.mtu,
+            masquerade=params.masquerade,
+            reach=params.reach,
+            routes=params.routes,
+            dns=params.dns,
+            reserved=params.reserved,
+        )
+
+    async def network_list(self, _params: m.NetworkListParams, _request: Request) -> tuple[Network, ...]:
+        return tuple(sorted(self._store.networks(), key=lambda n: n.name))
+
+    async def network_show(self, params: m.NetworkShowParams, _request: Request) -> m.NetworkView:
+        network = self._store.get_network(params.name)
+        usage = tuple(
+            m.PoolUsage(
+                ranges=", ".join(r.subnet for r in pool), size=u.total, used=u.used, resting=u.resting
+            )
+            for pool, u in zip(
+                network.pools, self._store.usage_by_set(params.name, now=time.time()), strict=True
+            )
+        )
+        return m.NetworkView(network=network, ports=self._store.port_count(params.name), usage=usage)
+
+    async def network_delete(self, params: m.NetworkDeleteParams, _request: Request) -> m.NetworkDeleted:
+        self._networks.delete(params.name)
+        return m.NetworkDeleted(name=params.name)
+
+    # -- port ------------------------------------------------------------------------------------
+
+    async def port_create(self, params: m.PortCreateParams, request: Request) -> Port | m.Plan:
+        spec = PortSpec(
+            network=self._store.get_network(params.network),
+            owner=Owner(kind="name", name=params.name or f"{params.netns}/{params.ifname}"),
+            ifname=params.ifname,
+            netns=params.netns,
+            mac=_mac(params.mac),
+            mtu=params.mtu,
+            requested=tuple(_bare(ip) for ip in params.ips),
+            routes=self._store.get_network(params.network).routes,
+            dns=self._store.get_network(params.network).dns,
+            port_mappings=params.port_mappings,
+            limits=params.limits,
+            labels=params.labels,
+        )
+        if params.dry_run:
+            plan = self._ports.dry_run(spec, request.fds[0])
+            return m.Plan(plan=tuple(m.Step(op=type(o).__name__, command=o.render()) for o in plan))
+        port = self._ports.create(spec, request.fds[0])
+        self._changed()
+        return port
+
+    async def port_list(self, params: m.PortListParams, _request: Request) -> tuple[Port, ...]:
+        found = self._store.ports(params.network, params.state)
+        if params.label is not None:
+            key, equals, value = params.label.partition("=")
+            found = (
+                p for p in found if key in p.labels and (not equals or p.labels[key] == value)
+            )  # fmt: skip
+        return tuple(sorted(found, key=lambda p: p.created))
+
+    async def port_show(self, params: m.PortShowParams, _request: Request) -> Port:
+        return self._store.find_port(params.port)
+
+    async def port_delete(self, params: m.PortDeleteParams, _request: Request) -> m.PortDeleted:
+        port = self._store.find_port(params.port)
+        self._ports.delete(port)
+        self._changed()
+        return m.PortDeleted(port_id=port.port_id)
+
+    async def port_set(self, params: m.PortSetParams, _request: Request) -> Port:
+        port = self._store.find_port(params.port)
+        limits = None
+        if params.limits is not None:
+            limits = _merged(port.limits, params.limits)
+        labels = None
+        if params.labels is not None:
+            merged = {**port.labels, **params.labels}
+            labels = {k: v for k, v in merged.items() if v is not None}
+        return self._ports.set(port, admin=params.admin, limits=limits, mtu=params.mtu, labels=labels)
+
+    async def port_plug(self, params: m.PortPlugParams, request: Request) -> Port:
+        port = self._store.find_port(params.port)
+        plugged = self._ports.plug(port, request.fds[0], params.netns, params.ifname)
+        self._changed()
+        return plugged
+
+    async def port_unplug(self, params: m.PortUnplugParams, _request: Request) -> Port:
+        return self._ports.unplug(self._store.find_port(params.port))
+
+    # -- what it carried -------------------------------------------------------------------------
+
+    async def stats(self, params: m.StatsParams, _request: Request) -> tuple[m.PortStats, ...]:
+        ports = self._chosen(params.port)
+        dropped: dict[tuple[str, str], int] = {}
+        for port, direction, _, count in self._drop_counters(ports):
+            key = (port.port_id, direction)
+            dropped[key] = dropped.get(key, 0) + count.packets
+        return tuple(self._port_stats(p, dropped) for p in ports)
+
+    def _port_stats(self, port: Port, dropped: dict[tuple[str, str], int]) -> m.PortStats:
+        switch = self._core.switch_of(port) or self._core.switch_for()
+        c = counters.totals(switch.maps, port)
+
+        def side(packets: int, octets: int, slow_packets: int, slow_octets: int) -> m.DirectionStats:
+            return m.DirectionStats(
+                total=m.Count(packets=packets, bytes=octets),
+                slow_path=m.Count(packets=slow_packets, bytes=slow_octets),
+            )
+
+        return m.PortStats(
+            port_id=port.port_id,
+            rep=port.rep_name,
+            name=port.owner.name or port.owner.container_id,
+            from_port=side(
+                c.from_total_packets, c.from_total_octets, c.from_slow_packets, c.from_slow_octets
+            ),
+            to_port=side(c.to_total_packets, c.to_total_octets, c.to_slow_packets, c.to_slow_octets),
+            drops=m.DropTotals(
+                from_port=dropped.get((port.port_id, "from_port"), 0),
+                to_port=dropped.get((port.port_id, "to_port"), 0),
+            ),
+        )
+
+    def _chosen(self, name: str | None) -> list[Port]:
+        if name is not None:
+            return [self._store.find_port(name)]
+        return sorted(self._store.ports(), key=lambda p: p.created)
+
+    def _drop_counters(self, ports: list[Port]) -> Iterator[tuple[Port, str, str, PwCounter]]:
+        for switch in list(self._core.switches.values()):
+            yield from counters.drops(switch.maps, ports)
+
+    async def drops(self, params: m.DropsParams, _request: Request) -> tuple[m.DropCount, ...]:
+        return tuple(
+            m.DropCount(
+                port_id=port.port_id,
+                rep=port.rep_name,
+                direction=cast("m.Direction", direction),
+                reason=reason,
+                packets=count.packets,
+                bytes=count.octets,
+            )
+            for port, direction, reason, count in self._drop_counters(self._chosen(params.port))
+        )
+
+    async def drops_follow(
+        self, params: m.DropsFollowParams, _request: Request
+    ) -> AsyncIterator[m.DropEvent]:
+        port_id = self._store.find_port(params.port).port_id if params.port else None
+        async for drop in self._feed.follow(port_id):
+            yield m.DropEvent(
+                time=drop.time,
+                port_id=drop.port_id,
+                rep="pw" + drop.port_id[:8],
+                direction=cast("m.Direction", drop.direction),
+                reason=drop.reason,
+                rule=drop.rule,
+                summary=drop.summary,
+                lost=drop.lost,
+            )
+
+    # -- why and doctor --------------------------------------------------------------------------
+
+    async def why(self, params: m.WhyParams, _request: Request) -> m.Why:
+        return self._explainer.why(params)
+
+    async def doctor(self, _params: m.DoctorParams, _request: Request) -> m.Diagnosis:
+        checks = tuple(
+            m.Check(name=f.name, ok=f.ok, level=f.level, detail=f.detail, way_out="" if f.ok else f.way_out)  # type: ignore[arg-type]
+            for f in self._health.doctor()
+        )
+        found = tuple(
+            m.Feature(
+                name=f.name, present=bool(f.supported), detail=f.detail or f"needs {f.need}, have {f.have}"
+            )
+            for f in self._health.features()
+        )
+        return m.Diagnosis(checks=checks, features=found)
+
+
+def _bare(text: str) -> str:
+    try:
+        return str(ipaddress.ip_interface(text).ip)
+    except ValueError as error:
+        raise InvalidInput("ips", text, "is not an IP address") from error
+
+
+def _mac(text: str | None) -> str:
+    if not text:
+        return ""
+    parts = text.lower().replace("-", ":").split(":")
+    if len(parts) != 6 or any(len(p) != 2 for p in parts):
+        raise InvalidInput("mac", text, "must be a MAC address like 02:00:00:00:00:01")
+    try:
+        first = int(parts[0], 16)
+        bytes(int(p, 16) for p in parts)
+    except ValueError as error:
+        raise InvalidInput("mac", text, "must be a MAC address like 02:00:00:00:00:01") from error
+    if first & 1:
+        raise InvalidInput("mac", text, "must be a unicast MAC address")
+    return ":".join(parts)
+
+
+def _merged(limits: Limits, change: m.LimitsChange) -> Limits:
+    given = {k: v for k, v in msgspec.structs.asdict(change).items() if v is not None}
+    for direction in ("egress", "ingress"):
+        # A new rate without a burst gets the default burst again, not the old one's.
+        if f"{direction}_rate" in given and f"{direction}_burst" not in given:
+            given[f"{direction}_burst"] = 0
+    return msgspec.structs.replace(limits, **given)

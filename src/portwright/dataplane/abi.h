@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * What the BPF programs and Python share: map keys, map values, events, enums.
+ *
+ * Written once, here. `python -m portwright.dataplane.generate` reads the BTF
+ * of the compiled object and writes abi.py; a test keeps the two equal. Sizes
+ * are asserted on both sides.
+ *
+ * An address is always 16 bytes: IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2).
+ * Multi-byte fields are in host order unless the name says `be`.
+ */
+#ifndef PW_ABI_H
+#define PW_ABI_H
+
+#include <linux/types.h>
+
+#define PW_ASSERT_SIZE(type, size) _Static_assert(sizeof(type) == (size), #type)
+
+/* Bumped when a map's layout or meaning changes: pins of another ABI are not reused. */
+enum pw_abi {
+	PW_ABI_VERSION = 1,
+};
+
+struct pw_addr {
+	__u32 be[4];
+};
+PW_ASSERT_SIZE(struct pw_addr, 16);
+
+/* Seen from the sandbox: FROM is what it sends. */
+enum pw_dir {
+	PW_FROM_PORT = 0,
+	PW_TO_PORT = 1,
+};
+
+/* Why a packet was dropped. Names are shown to people, in lower case. */
+enum pw_reason {
+	PW_R_NONE = 0,
+	PW_R_NO_PORT = 1, /* no record of a port for this device */
+	PW_R_TRUNCATED = 2, /* a header is cut off, or lengths disagree */
+	PW_R_SRC_MAC = 3,
+	PW_R_SRC_IP = 4,
+	PW_R_ARP_SPOOF = 5,
+	PW_R_ND_SPOOF = 6,
+	PW_R_DHCP_SERVER = 7,
+	PW_R_RA = 8, /* router advertisement or redirect */
+	PW_R_VLAN = 9, /* a tag on an access port */
+	PW_R_DOUBLE_TAG = 10,
+	PW_R_ETHERTYPE = 11, /* neither IPv4, IPv6 nor ARP */
+	PW_R_FRAGMENT = 12, /* a fragment that hides the header it must carry */
+	PW_R_EXT_HEADERS = 13, /* more IPv6 extension headers than we follow */
+	PW_R_MTU = 14,
+	PW_R_ISOLATION = 15, /* two networks that do not name each other */
+	PW_R_LIMIT = 16, /* over the port's rate */
+	PW_R_LOOP = 17, /* from a device of ours that is gone */
+	PW_R_DST_MAC = 18, /* unicast to a MAC that is not the gateway's */
+	PW_R_IP_VERSION = 19, /* version nibble or header length out of range */
+	PW_R_MAX = 20,
+};
+
+enum pw_port_flag {
+	PW_PF_LIMIT_FROM = 1,
+	PW_PF_LIMIT_TO = 2,
+};
+
+enum pw_state_flag {
+	PW_SF_SLOW_ONLY = 1, /* no redirect: all goes through the host's stack */
+};
+
+/* Map pw_ports, by the representor's ifindex. */
+struct pw_port {
+	__u64 port_id;
+	__u64 sandbox; /* cookie of its namespace: its ports may use each other's addresses */
+	__u32 net_id;
+	__u32 mtu; /* bytes of layer 3 */
+	__u32 flags; /* enum pw_port_flag */
+	__u8 mac[6]; /* the device's */
+	__u8 gateway_mac[6]; /* the representor's */
+	struct pw_addr addr4; /* first IPv4 address, or zero */
+	struct pw_addr addr6; /* first IPv6 address, or zero */
+	struct pw_addr link_local; /* EUI-64 of mac (RFC 4291, appendix A) */
+	struct pw_addr gateway4;
+	struct pw_addr gateway6;
+};
+PW_ASSERT_SIZE(struct pw_port, 120);
+
+/* Map pw_addrs, by address: all that delivery to it needs. */
+struct pw_target {
+	__u64 port_id;
+	__u64 sandbox;
+	__u32 net_id;
+	__u32 ifindex; /* of the representor */
+	__u32 mtu;
+	__u32 flags; /* enum pw_port_flag */
+	__u8 mac[6];
+	__u8 gateway_mac[6];
+	__u8 pad[4];
+};
+PW_ASSERT_SIZE(struct pw_target, 48);
+
+/* Map pw_reach: present = packets may go from one network to the other. */
+struct pw_reach_key {
+	__u32 from_net;
+	__u32 to_net;
+};
+PW_ASSERT_SIZE(struct pw_reach_key, 8);
+
+/* Packets count as gso_segs, bytes are layer 2 without FCS. */
+struct pw_counter {
+	__u64 packets;
+	__u64 octets;
+};
+PW_ASSERT_SIZE(struct pw_counter, 16);
+
+/* Map pw_counters, per CPU, by port_id; created and deleted with the port. */
+struct pw_counters {
+	struct pw_counter from_total;
+	struct pw_counter from_slow; /* the part received on the representor */
+	struct pw_counter to_total;
+	struct pw_counter to_slow; /* the part transmitted on the representor */
+};
+PW_ASSERT_SIZE(struct pw_counters, 64);
+
+/* Map pw_drops, per CPU. */
+struct pw_drop_key {
+	__u64 port_id;
+	__u8 dir; /* enum pw_dir */
+	__u8 reason; /* enum pw_reason */
+	__u8 pad[6];
+};
+PW_ASSERT_SIZE(struct pw_drop_key, 16);
+
+/* Map pw_state, one entry. */
+struct pw_state {
+	__u32 abi;
+	__u32 flags; /* enum pw_state_flag */
+	__u32 slow_flows; /* set by the data path once pw_slow_flows was used */
+	__u32 pad;
+};
+PW_ASSERT_SIZE(struct pw_state, 16);
+
+/* Map pw_slow_flows (LRU): this direction of a flow must take the slow path. */
+struct pw_flow {
+	struct pw_addr saddr;
+	struct pw_addr daddr;
+	__u16 be_sport;
+	__u16 be_dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+PW_ASSERT_SIZE(struct pw_flow, 40);
+
+/* Map pw_limits: a token bucket that may go into debt by one packet. */
+struct pw_limit_key {
+	__u64 port_id;
+	__u32 dir;
+	__u32 pad;
+};
+PW_ASSERT_SIZE(struct pw_limit_key, 16);
+
+struct pw_limit_spec {
+	__u64 rate; /* bytes per second */
+	__u64 burst; /* bytes */
+	__s64 tokens; /* bytes; below zero: in debt */
+	__u64 last_ns;
+};
+PW_ASSERT_SIZE(struct pw_limit_spec, 32);
+
+/* Ring pw_events: one record a reported drop. */
+struct pw_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 port_id;
+	__u32 ifindex;
+	__u32 len;
+	__u32 lost; /* events suppressed on this CPU for this reason before this one */
+	__u16 be_ethertype;
+	__u8 dir;
+	__u8 reason;
+	__u8 src_mac[6];
+	__u8 dst_mac[6];
+	struct pw_addr saddr;
+	struct pw_addr daddr;
+	__u16 be_sport;
+	__u16 be_dport;
+	__u8 proto;
+	__u8 pad[3];
+	__u32 other_net; /* the network on the other side, for PW_R_ISOLATION */
+};
+PW_ASSERT_SIZE(struct pw_event, 88);
+
+/* Map pw_budget, per CPU, by reason: how many events this window had. */
+struct pw_budget {
+	__u64 window_ns;
+	__u32 sent;
+	__u32 lost;
+};
+PW_ASSERT_SIZE(struct pw_budget, 16);
+
+/*
+ * `why` runs these very programs by BPF_PROG_TEST_RUN. A run with this mark
+ * and priority writes its steps to pw_trace and changes no counter. A sandbox
+ * can't set either: both are cleared when a packet leaves its namespace
+ * (____dev_forward_skb, skb_scrub_packet).
+ */
+enum pw_trace_const {
+	PW_TRACE_MARK = 0x70777279,
+	PW_TRACE_PRIORITY = 0x77687930,
+	PW_TRACE_STEPS = 16,
+};
+
+enum pw_step {
+	PW_S_NONE = 0,
+	PW_S_PORT = 1, /* a: net_id */
+	PW_S_PARSED = 2, /* a: ethertype, b: proto */
+	PW_S_GUARD_OK = 3,
+	PW_S_ANSWERED = 4, /* a: 1 ARP, 2 ND, 3 echo */
+	PW_S_LIMIT_OK = 5,
+	PW_S_NO_TARGET = 6, /* destination is no port: to the representor */
+	PW_S_TARGET = 7, /* a: ifindex, b: net_id */
+	PW_S_REACH_OK = 8, /* a: from_net, b: to_net */
+	PW_S_FAST = 9, /* a: ifindex */
+	PW_S_SLOW = 10, /* a: enum pw_slow */
+	PW_S_DROP = 11, /* a: reason, b: dir */
+	PW_S_DELIVER = 12, /* slow path hands it to the device */
+	PW_S_MULTICAST = 13,
+};
+
+/* Why a packet for a local port takes the slow path. */
+enum pw_slow {
+	PW_SLOW_NONE = 0,
+	PW_SLOW_CONFIG = 1,
+	PW_SLOW_TTL = 2,
+	PW_SLOW_MTU = 3,
+	PW_SLOW_FRAGMENT = 4,
+	PW_SLOW_FLOW = 5,
+	PW_SLOW_OPTIONS = 6,
+};
+
+struct pw_trace_step {
+	__u32 step;
+	__u32 a;
+	__u32 b;
+};
+PW_ASSERT_SIZE(struct pw_trace_step, 12);
+
+struct pw_trace {
+	__u32 used; /* steps written */
+	struct pw_trace_step steps[16];
+};
+PW_ASSERT_SIZE(struct pw_trace, 196);
+
+#endif

@@ -1,0 +1,398 @@
+"""Generated from abi.h by portwright.dataplane.generate: do not edit."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+
+class PwAbi(enum.IntEnum):
+    ABI_VERSION = 1
+
+
+class PwDir(enum.IntEnum):
+    FROM_PORT = 0
+    TO_PORT = 1
+
+
+class PwPortFlag(enum.IntEnum):
+    PF_LIMIT_FROM = 1
+    PF_LIMIT_TO = 2
+
+
+class PwReason(enum.IntEnum):
+    R_NONE = 0
+    R_NO_PORT = 1
+    R_TRUNCATED = 2
+    R_SRC_MAC = 3
+    R_SRC_IP = 4
+    R_ARP_SPOOF = 5
+    R_ND_SPOOF = 6
+    R_DHCP_SERVER = 7
+    R_RA = 8
+    R_VLAN = 9
+    R_DOUBLE_TAG = 10
+    R_ETHERTYPE = 11
+    R_FRAGMENT = 12
+    R_EXT_HEADERS = 13
+    R_MTU = 14
+    R_ISOLATION = 15
+    R_LIMIT = 16
+    R_LOOP = 17
+    R_DST_MAC = 18
+    R_IP_VERSION = 19
+    R_MAX = 20
+
+
+class PwSlow(enum.IntEnum):
+    SLOW_NONE = 0
+    SLOW_CONFIG = 1
+    SLOW_TTL = 2
+    SLOW_MTU = 3
+    SLOW_FRAGMENT = 4
+    SLOW_FLOW = 5
+    SLOW_OPTIONS = 6
+
+
+class PwStateFlag(enum.IntEnum):
+    SF_SLOW_ONLY = 1
+
+
+class PwStep(enum.IntEnum):
+    S_NONE = 0
+    S_PORT = 1
+    S_PARSED = 2
+    S_GUARD_OK = 3
+    S_ANSWERED = 4
+    S_LIMIT_OK = 5
+    S_NO_TARGET = 6
+    S_TARGET = 7
+    S_REACH_OK = 8
+    S_FAST = 9
+    S_SLOW = 10
+    S_DROP = 11
+    S_DELIVER = 12
+    S_MULTICAST = 13
+
+
+class PwTraceConst(enum.IntEnum):
+    TRACE_MARK = 1886876281
+    TRACE_PRIORITY = 2003335472
+    TRACE_STEPS = 16
+
+
+_pw_budget = struct.Struct("=QII")
+assert _pw_budget.size == 16  # noqa: S101 - the generator's own check
+
+
+class PwBudget(NamedTuple):
+    """``struct pw_budget`` of abi.h."""
+
+    window_ns: int
+    sent: int
+    lost: int
+
+    def pack(self) -> bytes:
+        return _pw_budget.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwBudget:
+        return cls._make(_pw_budget.unpack(data))
+
+
+_pw_counter = struct.Struct("=QQ")
+assert _pw_counter.size == 16  # noqa: S101 - the generator's own check
+
+
+class PwCounter(NamedTuple):
+    """``struct pw_counter`` of abi.h."""
+
+    packets: int
+    octets: int
+
+    def pack(self) -> bytes:
+        return _pw_counter.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwCounter:
+        return cls._make(_pw_counter.unpack(data))
+
+
+_pw_counters = struct.Struct("=QQQQQQQQ")
+assert _pw_counters.size == 64  # noqa: S101 - the generator's own check
+
+
+class PwCounters(NamedTuple):
+    """``struct pw_counters`` of abi.h."""
+
+    from_total_packets: int
+    from_total_octets: int
+    from_slow_packets: int
+    from_slow_octets: int
+    to_total_packets: int
+    to_total_octets: int
+    to_slow_packets: int
+    to_slow_octets: int
+
+    def pack(self) -> bytes:
+        return _pw_counters.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwCounters:
+        return cls._make(_pw_counters.unpack(data))
+
+
+_pw_drop_key = struct.Struct("=QBB6x")
+assert _pw_drop_key.size == 16  # noqa: S101 - the generator's own check
+
+
+class PwDropKey(NamedTuple):
+    """``struct pw_drop_key`` of abi.h."""
+
+    port_id: int
+    dir: int
+    reason: int
+
+    def pack(self) -> bytes:
+        return _pw_drop_key.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwDropKey:
+        return cls._make(_pw_drop_key.unpack(data))
+
+
+_pw_event = struct.Struct("=QQIII2sBB6s6s16s16s2s2sB3xI")
+assert _pw_event.size == 88  # noqa: S101 - the generator's own check
+
+
+class PwEvent(NamedTuple):
+    """``struct pw_event`` of abi.h."""
+
+    time_ns: int
+    port_id: int
+    ifindex: int
+    len: int
+    lost: int
+    be_ethertype: bytes
+    dir: int
+    reason: int
+    src_mac: bytes
+    dst_mac: bytes
+    saddr: bytes
+    daddr: bytes
+    be_sport: bytes
+    be_dport: bytes
+    proto: int
+    other_net: int
+
+    def pack(self) -> bytes:
+        return _pw_event.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwEvent:
+        return cls._make(_pw_event.unpack(data))
+
+
+_pw_flow = struct.Struct("=16s16s2s2sB3x")
+assert _pw_flow.size == 40  # noqa: S101 - the generator's own check
+
+
+class PwFlow(NamedTuple):
+    """``struct pw_flow`` of abi.h."""
+
+    saddr: bytes
+    daddr: bytes
+    be_sport: bytes
+    be_dport: bytes
+    proto: int
+
+    def pack(self) -> bytes:
+        return _pw_flow.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwFlow:
+        return cls._make(_pw_flow.unpack(data))
+
+
+_pw_limit_key = struct.Struct("=QI4x")
+assert _pw_limit_key.size == 16  # noqa: S101 - the generator's own check
+
+
+class PwLimitKey(NamedTuple):
+    """``struct pw_limit_key`` of abi.h."""
+
+    port_id: int
+    dir: int
+
+    def pack(self) -> bytes:
+        return _pw_limit_key.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwLimitKey:
+        return cls._make(_pw_limit_key.unpack(data))
+
+
+_pw_limit_spec = struct.Struct("=QQqQ")
+assert _pw_limit_spec.size == 32  # noqa: S101 - the generator's own check
+
+
+class PwLimitSpec(NamedTuple):
+    """``struct pw_limit_spec`` of abi.h."""
+
+    rate: int
+    burst: int
+    tokens: int
+    last_ns: int
+
+    def pack(self) -> bytes:
+        return _pw_limit_spec.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwLimitSpec:
+        return cls._make(_pw_limit_spec.unpack(data))
+
+
+_pw_port = struct.Struct("=QQIII6s6s16s16s16s16s16s")
+assert _pw_port.size == 120  # noqa: S101 - the generator's own check
+
+
+class PwPort(NamedTuple):
+    """``struct pw_port`` of abi.h."""
+
+    port_id: int
+    sandbox: int
+    net_id: int
+    mtu: int
+    flags: int
+    mac: bytes
+    gateway_mac: bytes
+    addr4: bytes
+    addr6: bytes
+    link_local: bytes
+    gateway4: bytes
+    gateway6: bytes
+
+    def pack(self) -> bytes:
+        return _pw_port.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwPort:
+        return cls._make(_pw_port.unpack(data))
+
+
+_pw_reach_key = struct.Struct("=II")
+assert _pw_reach_key.size == 8  # noqa: S101 - the generator's own check
+
+
+class PwReachKey(NamedTuple):
+    """``struct pw_reach_key`` of abi.h."""
+
+    from_net: int
+    to_net: int
+
+    def pack(self) -> bytes:
+        return _pw_reach_key.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwReachKey:
+        return cls._make(_pw_reach_key.unpack(data))
+
+
+_pw_state = struct.Struct("=III4x")
+assert _pw_state.size == 16  # noqa: S101 - the generator's own check
+
+
+class PwState(NamedTuple):
+    """``struct pw_state`` of abi.h."""
+
+    abi: int
+    flags: int
+    slow_flows: int
+
+    def pack(self) -> bytes:
+        return _pw_state.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwState:
+        return cls._make(_pw_state.unpack(data))
+
+
+_pw_target = struct.Struct("=QQIIII6s6s4x")
+assert _pw_target.size == 48  # noqa: S101 - the generator's own check
+
+
+class PwTarget(NamedTuple):
+    """``struct pw_target`` of abi.h."""
+
+    port_id: int
+    sandbox: int
+    net_id: int
+    ifindex: int
+    mtu: int
+    flags: int
+    mac: bytes
+    gateway_mac: bytes
+
+    def pack(self) -> bytes:
+        return _pw_target.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwTarget:
+        return cls._make(_pw_target.unpack(data))
+
+
+_pw_trace = struct.Struct("=I192s")
+assert _pw_trace.size == 196  # noqa: S101 - the generator's own check
+
+
+class PwTrace(NamedTuple):
+    """``struct pw_trace`` of abi.h."""
+
+    used: int
+    steps: bytes
+
+    def pack(self) -> bytes:
+        return _pw_trace.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwTrace:
+        return cls._make(_pw_trace.unpack(data))
+
+
+_pw_trace_step = struct.Struct("=III")
+assert _pw_trace_step.size == 12  # noqa: S101 - the generator's own check
+
+
+class PwTraceStep(NamedTuple):
+    """``struct pw_trace_step`` of abi.h."""
+
+    step: int
+    a: int
+    b: int
+
+    def pack(self) -> bytes:
+        return _pw_trace_step.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwTraceStep:
+        return cls._make(_pw_trace_step.unpack(data))
+
+
+#: Bytes of each struct, as the compiler laid it out.
+SIZES: dict[str, int] = {
+    "PwBudget": 16,
+    "PwCounter": 16,
+    "PwCounters": 64,
+    "PwDropKey": 16,
+    "PwEvent": 88,
+    "PwFlow": 40,
+    "PwLimitKey": 16,
+    "PwLimitSpec": 32,
+    "PwPort": 120,
+    "PwReachKey": 8,
+    "PwState": 16,
+    "PwTarget": 48,
+    "PwTrace": 196,
+    "PwTraceStep": 12,
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The guard: what a sandbox may claim to be. Always on, before anything else.
+ *
+ * Each check returns 0 or the reason to drop.
+ */
+#ifndef PW_GUARD_H
+#define PW_GUARD_H
+
+#include "count.h"
+
+/* <linux/if_arp.h> would pull in libc's headers. RFC 826, IANA arp-parameters. */
+#define ARPHRD_ETHER 1
+#define ARPOP_REQUEST 1
+#define ARPOP_REPLY 2
+
+#define PW_DHCP4_SERVER 67
+#define PW_DHCP4_CLIENT 68
+#define PW_DHCP6_SERVER 547
+
+/* Options of one ND message that we look at; Linux sends one or two. */
+#define PW_ND_OPTIONS 4
+
+struct pw_arp {
+	__be16 htype;
+	__be16 ptype;
+	__u8 hlen;
+	__u8 plen;
+	__be16 op;
+	__u8 sha[ETH_ALEN];
+	__u8 spa[4];
+	__u8 tha[ETH_ALEN];
+	__u8 tpa[4];
+} __attribute__((packed));
+
+struct pw_nd {
+	__u8 type;
+	__u8 code;
+	__be16 csum;
+	__be32 flags;
+	struct pw_addr target;
+};
+
+/*
+ * Is @addr one that the port may use? Its own (the first of each family needs
+ * no look-up), or that of another port of the same sandbox on the same network:
+ * a host with two legs answers on the one that its routes choose.
+ */
+PW_INLINE bool pw_owns(const struct pw_port *port, const struct pw_addr *addr)
+{
+	const struct pw_target *target;
+
+	if (pw_addr_equal(addr, &port->addr4) || pw_addr_equal(addr, &port->addr6))
+		return true;
+	target = bpf_map_lookup_elem(&pw_addrs, addr);
+	return target && target->sandbox == port->sandbox && target->net_id == port->net_id;
+}
+
+PW_INLINE int pw_guard_arp(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+{
+	struct pw_arp arp;
+	struct pw_addr sender;
+	__be32 spa;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
+		return PW_R_TRUNCATED;
+	if (arp.htype != bpf_htons(ARPHRD_ETHER) || arp.ptype != bpf_htons(ETH_P_IP) ||
+	    arp.hlen != ETH_ALEN || arp.plen != 4)
+		return PW_R_ARP_SPOOF;
+	if (!pw_mac_equal(arp.sha, port->mac))
+		return PW_R_ARP_SPOOF;
+	__builtin_memcpy(&spa, arp.spa, 4);
+	pw_addr_v4(&sender, spa);
+	pw_addr_v4(&pkt->daddr, *(__be32 *)arp.tpa);
+	pkt->saddr = sender;
+	/* spa 0: a probe before the address is used (RFC 5227, 2.1.1) */
+	if (spa && !pw_owns(port, &sender))
+		return PW_R_ARP_SPOOF;
+	return 0;
+}
+
+/* The link-layer address options of ND must name the port's own MAC. */
+static __noinline int pw_guard_nd_options(struct __sk_buff *skb, const struct pw_port *port, __u32 off)
+{
+	if (!port)
+		return PW_R_NO_PORT;
+#pragma unroll
+	for (int i = 0; i < PW_ND_OPTIONS; i++) {
+		__u8 opt[8];
+
+		if (off + sizeof(opt) > skb->len)
+			return 0;
+		if (bpf_skb_load_bytes(skb, off, opt, sizeof(opt)))
+			return PW_R_TRUNCATED;
+		if (!opt[1])
+			return PW_R_ND_SPOOF; /* RFC 4861, 4.6 */
+		/* 1: source, 2: target link-layer address */
+		if ((opt[0] == 1 || opt[0] == 2) && !pw_mac_equal(opt + 2, port->mac))
+			return PW_R_ND_SPOOF;
+		off += opt[1] * 8;
+	}
+	return off < skb->len ? PW_R_ND_SPOOF : 0;
+}
+
+static __noinline int pw_guard_nd(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+{
+	struct pw_nd nd;
+	bool unspecified;
+
+	if (!port || !pkt)
+		return PW_R_NO_PORT;
+	unspecified = pw_addr_zero(&pkt->saddr);
+	switch (pkt->icmp_type) {
+	case 134: /* router advertisement */
+	case 137: /* redirect */
+		return PW_R_RA;
+	case 133: /* router solicitation */
+		return pw_guard_nd_options(skb, port, pkt->l4_off + 8);
+	case 135: /* neighbour solicitation */
+	case 136: /* neighbour advertisement */
+		break;
+	default:
+		/* MLD reports may come from :: (RFC 3590, RFC 3810 5.2.13) */
+		if (unspecified && pkt->icmp_type != 131 && pkt->icmp_type != 143)
+			return PW_R_SRC_IP;
+		return 0;
+	}
+	if (pkt->ttl != 255) /* RFC 4861, 7.1.1 */
+		return PW_R_ND_SPOOF;
+	if (bpf_skb_load_bytes(skb, pkt->l4_off, &nd, sizeof(nd)))
+		return PW_R_TRUNCATED;
+	/* What it advertises, or probes for by DAD, must be its own. */
+	if ((pkt->icmp_type == 136 || unspecified) && !pw_addr_equal(&nd.target, &port->link_local) &&
+	    !pw_owns(port, &nd.target))
+		return PW_R_ND_SPOOF;
+	return pw_guard_nd_options(skb, port, pkt->l4_off + sizeof(nd));
+}
+
+PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+{
+	bool v4 = pkt->be_proto == bpf_htons(ETH_P_IP);
+
+	if (!v4 && pkt->proto == IPPROTO_ICMPV6) {
+		int reason;
+
+		/* RFC 6980: fragmented ND is refused. A later fragment alone is nothing. */
+		if ((pkt->flags & PW_P_FRAGMENT) && pkt->icmp_type >= 133 && pkt->icmp_type <= 137)
+			return PW_R_ND_SPOOF;
+		reason = pw_guard_nd(skb, port, pkt);
+		if (reason)
+			return reason;
+		if (pw_addr_zero(&pkt->saddr))
+			return 0;
+	}
+	if (!pw_owns(port, &pkt->saddr)) {
+		if (v4) {
+			/* A DHCP client that has no address yet (RFC 2131, 4.1). */
+			if (pkt->saddr.be[3] == 0 && pkt->daddr.be[3] == 0xffffffff &&
+			    pkt->proto == IPPROTO_UDP && pkt->be_sport == bpf_htons(PW_DHCP4_CLIENT) &&
+			    pkt->be_dport == bpf_htons(PW_DHCP4_SERVER))
+				return 0;
+			return PW_R_SRC_IP;
+		}
+		if (!pw_addr_equal(&pkt->saddr, &port->link_local))
+			return PW_R_SRC_IP;
+	}
+	if (pkt->proto == IPPROTO_UDP && (pkt->flags & PW_P_PORTS) &&
+	    pkt->be_sport == (v4 ? bpf_htons(PW_DHCP4_SERVER) : bpf_htons(PW_DHCP6_SERVER)))
+		return PW_R_DHCP_SERVER;
+	return 0;
+}
+
+PW_INLINE bool pw_is_vlan(__be16 proto)
+{
+	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD) ||
+	       proto == bpf_htons(0x9100); /* the pre-standard tag of stacked VLANs */
+}
+
+/* Layer 2: addresses and tags. A tag may be in the frame or in the skb. */
+PW_INLINE int pw_guard_l2(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+{
+	__u8 mac[12];
+
+	if (bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
+		return PW_R_TRUNCATED;
+	if (!pw_mac_equal(mac + ETH_ALEN, port->mac))
+		return PW_R_SRC_MAC;
+	if (skb->vlan_present || pw_is_vlan(pkt->be_proto)) {
+		__be16 inner = pkt->be_proto;
+
+		if (skb->vlan_present)
+			return pw_is_vlan(inner) ? PW_R_DOUBLE_TAG : PW_R_VLAN;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + 2, &inner, sizeof(inner)))
+			return PW_R_TRUNCATED;
+		return pw_is_vlan(inner) ? PW_R_DOUBLE_TAG : PW_R_VLAN;
+	}
+	if (!(mac[0] & 1) && !pw_mac_equal(mac, port->gateway_mac))
+		return PW_R_DST_MAC;
+	return 0;
+}
+
+#endif

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* A packet as the programs see it: parsed once, into one small struct on the stack. */
+#ifndef PW_PACKET_H
+#define PW_PACKET_H
+
+#include <linux/bpf.h>
+#include <linux/icmpv6.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define PW_INLINE static __always_inline
+
+#ifndef IPPROTO_SCTP
+#define IPPROTO_SCTP 132
+#endif
+
+/* Extension headers followed before we give up; Linux senders use at most three. */
+#define PW_EXT_MAX 6
+/* Bytes that must be linear: Ethernet, IPv4 with options, and 8 of layer 4. */
+#define PW_PULL 128
+
+enum pw_packet_flag {
+	PW_P_FRAGMENT = 1, /* any fragment, the first included */
+	PW_P_LATER_FRAGMENT = 2, /* no layer 4 header inside */
+	PW_P_OPTIONS = 4, /* IPv4 options or IPv6 extension headers */
+	PW_P_MULTICAST = 8,
+	PW_P_PORTS = 16, /* be_sport and be_dport are valid */
+};
+
+struct pw_packet {
+	struct pw_addr saddr;
+	struct pw_addr daddr;
+	__u32 l4_off; /* from the start of the frame */
+	__u32 l3_len; /* as the header says; headers included */
+	__u16 be_proto; /* ethertype */
+	__u16 be_sport;
+	__u16 be_dport;
+	__u8 proto; /* layer 4, after extension headers */
+	__u8 icmp_type;
+	__u8 ttl;
+	__u8 flags; /* enum pw_packet_flag */
+	__u8 pad[2];
+};
+
+PW_INLINE void pw_addr_v4(struct pw_addr *addr, __be32 v4)
+{
+	addr->be[0] = 0;
+	addr->be[1] = 0;
+	addr->be[2] = bpf_htonl(0xffff);
+	addr->be[3] = v4;
+}
+
+PW_INLINE void pw_addr_v6(struct pw_addr *addr, const struct in6_addr *v6)
+{
+	addr->be[0] = v6->in6_u.u6_addr32[0];
+	addr->be[1] = v6->in6_u.u6_addr32[1];
+	addr->be[2] = v6->in6_u.u6_addr32[2];
+	addr->be[3] = v6->in6_u.u6_addr32[3];
+}
+
+PW_INLINE bool pw_addr_equal(const struct pw_addr *a, const struct pw_addr *b)
+{
+	return !((a->be[0] ^ b->be[0]) | (a->be[1] ^ b->be[1]) | (a->be[2] ^ b->be[2]) |
+		 (a->be[3] ^ b->be[3]));
+}
+
+PW_INLINE bool pw_addr_zero(const struct pw_addr *a)
+{
+	return !(a->be[0] | a->be[1] | a->be[2] | a->be[3]);
+}
+
+PW_INLINE bool pw_mac_equal(const __u8 *a, const __u8 *b)
+{
+	__u32 diff = 0;
+
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		diff |= a[i] ^ b[i];
+	return !diff;
+}
+
+PW_INLINE void pw_mac_copy(__u8 *to, const __u8 *from)
+{
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		to[i] = from[i];
+}
+
+/* Ports, or the ICMP type, of a packet that carries its layer 4 header. */
+PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
+{
+	__be16 ports[2];
+
+	switch (pkt->proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+	case IPPROTO_UDPLITE:
+		if (bpf_skb_load_bytes(skb, pkt->l4_off, ports, sizeof(ports)))
+			return PW_R_TRUNCATED;
+		pkt->be_sport = ports[0];
+		pkt->be_dport = ports[1];
+		pkt->flags |= PW_P_PORTS;
+		return 0;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if (bpf_skb_load_bytes(skb, pkt->l4_off, &pkt->icmp_type, 1))
+			return PW_R_TRUNCATED;
+		return 0;
+	}
+	return 0;
+}
+
+PW_INLINE int pw_parse_v4(struct __sk_buff *skb, struct pw_packet *pkt)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + ETH_HLEN;
+	__u32 hlen;
+	__u16 frag;
+
+	if ((void *)(ip + 1) > end)
+		return PW_R_TRUNCATED;
+	hlen = ip->ihl * 4;
+	if (ip->version != 4 || hlen < sizeof(*ip))
+		return PW_R_IP_VERSION;
+	pkt->l3_len = bpf_ntohs(ip->tot_len);
+	/* A GSO packet over 64 KiB (BIG TCP) has tot_len 0 (net/ipv4/ip_output.c). */
+	if (!pkt->l3_len && skb->gso_size)
+		pkt->l3_len = skb->len - ETH_HLEN;
+	if (pkt->l3_len < hlen || pkt->l3_len > skb->len - ETH_HLEN)
+		return PW_R_TRUNCATED;
+	pw_addr_v4(&pkt->saddr, ip->saddr);
+	pw_addr_v4(&pkt->daddr, ip->daddr);
+	pkt->proto = ip->protocol;
+	pkt->ttl = ip->ttl;
+	pkt->l4_off = ETH_HLEN + hlen;
+	if (hlen > sizeof(*ip))
+		pkt->flags |= PW_P_OPTIONS;
+	/* 224/4 and 255.255.255.255 */
+	if ((bpf_ntohl(ip->daddr) >> 28) == 0xe || ip->daddr == 0xffffffff)
+		pkt->flags |= PW_P_MULTICAST;
+
+	frag = bpf_ntohs(ip->frag_off);
+	if (frag & 0x3fff) {
+		pkt->flags |= PW_P_FRAGMENT;
+		if (frag & 0x1fff) {
+			/*
+			 * RFC 1858 and 3128: a fragment at offset 8 could
+			 * replace the ports or flags that the first one showed.
+			 */
+			if ((frag & 0x1fff) == 1)
+				return PW_R_FRAGMENT;
+			pkt->flags |= PW_P_LATER_FRAGMENT;
+			return 0;
+		}
+		if (pkt->l3_len - hlen < 16 &&
+		    (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP))
+			return PW_R_FRAGMENT;
+	}
+	return pw_parse_l4(skb, pkt);
+}
+
+PW_INLINE int pw_parse_v6(struct __sk_buff *skb, struct pw_packet *pkt)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ipv6hdr *ip6 = data + ETH_HLEN;
+	__u32 off = ETH_HLEN + sizeof(*ip6);
+	__u8 next;
+
+	if ((void *)(ip6 + 1) > end)
+		return PW_R_TRUNCATED;
+	if (ip6->version != 6)
+		return PW_R_IP_VERSION;
+	pkt->l3_len = bpf_ntohs(ip6->payload_len) + sizeof(*ip6);
+	/* Payload length 0: a jumbogram, which only GSO may be (RFC 2675). */
+	if (!ip6->payload_len && skb->gso_size)
+		pkt->l3_len = skb->len - ETH_HLEN;
+	if (pkt->l3_len > skb->len - ETH_HLEN)
+		return PW_R_TRUNCATED;
+	pw_addr_v6(&pkt->saddr, &ip6->saddr);
+	pw_addr_v6(&pkt->daddr, &ip6->daddr);
+	pkt->ttl = ip6->hop_limit;
+	next = ip6->nexthdr;
+	if (ip6->daddr.in6_u.u6_addr8[0] == 0xff)
+		pkt->flags |= PW_P_MULTICAST;
+
+	for (int i = 0; i <= PW_EXT_MAX; i++) {
+		__u8 hdr[4];
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH)
+			break;
+		if (i == PW_EXT_MAX)
+			return PW_R_EXT_HEADERS;
+		if (bpf_skb_load_bytes(skb, off, hdr, sizeof(hdr)))
+			return PW_R_TRUNCATED;
+		pkt->flags |= PW_P_OPTIONS;
+		if (next == IPPROTO_FRAGMENT) {
+			__u16 frag = (hdr[2] << 8 | hdr[3]) & 0xfff9;
+
+			off += 8;
+			/* offset 0 and no more: an atomic fragment, whole (RFC 6946) */
+			if (frag) {
+				pkt->flags |= PW_P_FRAGMENT;
+				if (frag >> 3) {
+					pkt->flags |= PW_P_LATER_FRAGMENT;
+					pkt->proto = hdr[0];
+					pkt->l4_off = off;
+					return 0;
+				}
+			}
+		} else if (next == IPPROTO_AH) {
+			off += (hdr[1] + 2) * 4;
+		} else {
+			off += (hdr[1] + 1) * 8;
+		}
+		next = hdr[0];
+		if (off > ETH_HLEN + pkt->l3_len)
+			return PW_R_TRUNCATED;
+	}
+	pkt->proto = next;
+	pkt->l4_off = off;
+	if (next == IPPROTO_NONE)
+		return 0;
+	/* RFC 7112: the first fragment holds the whole header chain. */
+	if (pw_parse_l4(skb, pkt))
+		return pkt->flags & PW_P_FRAGMENT ? PW_R_FRAGMENT : PW_R_TRUNCATED;
+	return 0;
+}
+
+/*
+ * Fills @pkt. Returns 0 or the reason to drop. Ethertypes that are not IP are
+ * left to the caller: only be_proto is set then.
+ */
+PW_INLINE int pw_parse(struct __sk_buff *skb, struct pw_packet *pkt)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+
+	if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end) {
+		/* Short, or headers in a page fragment: linearise and look again. */
+		bpf_skb_pull_data(skb, skb->len < PW_PULL ? skb->len : PW_PULL);
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+		eth = data;
+	}
+	if ((void *)(eth + 1) > end)
+		return PW_R_TRUNCATED;
+	pkt->be_proto = eth->h_proto;
+	if (pkt->be_proto == bpf_htons(ETH_P_IP))
+		return pw_parse_v4(skb, pkt);
+	if (pkt->be_proto == bpf_htons(ETH_P_IPV6))
+		return pw_parse_v6(skb, pkt);
+	return 0;
+}
+
+/* Layer 3 bytes of the largest frame that this packet becomes on a wire. */
+PW_INLINE __u32 pw_wire_l3(struct __sk_buff *skb, const struct pw_packet *pkt)
+{
+	__u32 l4_len = 8;
+
+	if (!skb->gso_size)
+		return skb->len - ETH_HLEN;
+	if (pkt->proto == IPPROTO_TCP) {
+		__u8 doff = 0x50;
+
+		bpf_skb_load_bytes(skb, pkt->l4_off + 12, &doff, 1);
+		l4_len = (doff >> 4) * 4;
+	} else if (pkt->proto == IPPROTO_SCTP) {
+		/* gso_size is GSO_BY_FRAGS: chunks were built to the sender's MTU */
+		return 0;
+	}
+	return pkt->l4_off - ETH_HLEN + l4_len + skb->gso_size;
+}
+
+#endif

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * The switch: one program for each direction of a representor.
+ *
+ *   pw_from_port  ingress of the representor: all that the sandbox sends
+ *   pw_to_port    egress of the representor: all that the host's stack, or an
+ *                 operator, transmits to the sandbox
+ *
+ * A packet between two ports of this host goes from pw_from_port straight into
+ * the other sandbox (bpf_redirect_peer) and never meets pw_to_port. The rule
+ * that binds both ways of delivery: same verdict, same packet, same totals
+ * (reference/representor.md, R7). Whatever the fast path can't do exactly as
+ * the host's stack would - an expired TTL, a packet over the target's MTU,
+ * fragments, options, flows that the host translates - it leaves to the stack.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "abi.h"
+#include "maps.h"
+#include "packet.h"
+#include "count.h"
+#include "guard.h"
+#include "answer.h"
+#include "limit.h"
+
+/*
+ * TCX_NEXT and clsact's TC_ACT_UNSPEC are the same -1: go on to the next
+ * program, an operator's filter may follow ours.
+ */
+#define PW_NEXT TC_ACT_UNSPEC
+
+/* May packets pass between these networks? */
+PW_INLINE bool pw_may_reach(__u32 from_net, __u32 to_net)
+{
+	struct pw_reach_key key = { .from_net = from_net, .to_net = to_net };
+
+	return from_net == to_net || bpf_map_lookup_elem(&pw_reach, &key);
+}
+
+/* Must this packet for a local port go through the host's stack, and why? */
+PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_packet *pkt,
+			       const struct pw_target *target)
+{
+	__u32 zero = 0;
+	struct pw_state *state = bpf_map_lookup_elem(&pw_state, &zero);
+
+	if (!state || (state->flags & PW_SF_SLOW_ONLY))
+		return PW_SLOW_CONFIG;
+	if (pkt->ttl <= 1)
+		return PW_SLOW_TTL;
+	/* Reassembled there, so that a translated flow stays translated. */
+	if (pkt->flags & PW_P_FRAGMENT)
+		return PW_SLOW_FRAGMENT;
+	if (pkt->flags & PW_P_OPTIONS)
+		return PW_SLOW_OPTIONS;
+	if (pw_wire_l3(skb, pkt) > target->mtu)
+		return PW_SLOW_MTU;
+	if (state->slow_flows) {
+		struct pw_flow flow = {
+			.saddr = pkt->saddr,
+			.daddr = pkt->daddr,
+			.be_sport = pkt->be_sport,
+			.be_dport = pkt->be_dport,
+			.proto = pkt->proto,
+		};
+
+		if (bpf_map_lookup_elem(&pw_slow_flows, &flow))
+			return PW_SLOW_FLOW;
+	}
+	return PW_SLOW_NONE;
+}
+
+/* What the host's stack does to a packet that it forwards: TTL and MACs. */
+PW_INLINE int pw_forward(struct __sk_buff *skb, const struct pw_packet *pkt,
+			 const struct pw_target *target)
+{
+	__u8 macs[2 * ETH_ALEN];
+	__u32 ifindex = target->ifindex;
+
+	pw_mac_copy(macs, target->mac);
+	pw_mac_copy(macs + ETH_ALEN, target->gateway_mac);
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return TC_ACT_SHOT;
+	if (pkt->be_proto == bpf_htons(ETH_P_IP)) {
+		void *data = (void *)(long)skb->data;
+		void *end = (void *)(long)skb->data_end;
+		struct iphdr *ip = data + ETH_HLEN;
+		__u32 check;
+
+		if ((void *)(ip + 1) > end)
+			return TC_ACT_SHOT;
+		/* ip_decrease_ttl(): the checksum moves with it (RFC 1624) */
+		check = ip->check + bpf_htons(0x0100);
+		ip->check = check + (check >= 0xffff);
+		ip->ttl--;
+	} else {
+		__u8 hop_limit = pkt->ttl - 1;
+
+		bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &hop_limit, 1,
+				    BPF_F_RECOMPUTE_CSUM);
+	}
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+/* To a port of this host, or to whatever the host's stack makes of it. */
+PW_INLINE int pw_deliver(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+{
+	const struct pw_target *target;
+	__u32 slow;
+	int verdict;
+
+	if (pkt->flags & PW_P_MULTICAST) {
+		PW_STEP(skb, PW_S_MULTICAST, 0, 0);
+		return PW_NEXT;
+	}
+	target = bpf_map_lookup_elem(&pw_addrs, &pkt->daddr);
+	if (!target) {
+		PW_STEP(skb, PW_S_NO_TARGET, 0, 0);
+		return PW_NEXT;
+	}
+	PW_STEP(skb, PW_S_TARGET, target->ifindex, target->net_id);
+	if (!pw_may_reach(port->net_id, target->net_id))
+		return pw_drop(skb, pkt, port->port_id, PW_FROM_PORT << 8 | PW_R_ISOLATION,
+			       target->net_id);
+	if (port->net_id != target->net_id)
+		PW_STEP(skb, PW_S_REACH_OK, port->net_id, target->net_id);
+	slow = pw_slow_reason(skb, pkt, target);
+	if (slow) {
+		PW_STEP(skb, PW_S_SLOW, slow, 0);
+		return PW_NEXT;
+	}
+	if ((target->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
+	    pw_over_limit(skb, target->port_id, PW_TO_PORT)) {
+		/* The sender's part was carried; the receiver's port refused it. */
+		pw_count_from(skb, port->port_id, false);
+		PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LIMIT);
+		return TC_ACT_STOLEN;
+	}
+	PW_STEP(skb, PW_S_FAST, target->ifindex, 0);
+	pw_count_to(skb, target->port_id, false);
+	verdict = pw_forward(skb, pkt, target);
+	return verdict;
+}
+
+SEC("tc")
+int pw_from_port(struct __sk_buff *skb)
+{
+	struct pw_packet pkt = {};
+	__u32 ifindex = skb->ifindex;
+	const struct pw_port *port;
+	int reason, verdict;
+
+	port = bpf_map_lookup_elem(&pw_ports, &ifindex);
+	if (!port)
+		return PW_DROP(skb, &pkt, 0, PW_FROM_PORT, PW_R_NO_PORT);
+	PW_STEP(skb, PW_S_PORT, port->net_id, 0);
+
+	reason = pw_parse(skb, &pkt);
+	/* Layer 2 first: a stranger's frame is a stranger's whatever it holds. */
+	verdict = pw_guard_l2(skb, port, &pkt);
+	if (verdict)
+		reason = verdict;
+	if (reason)
+		return PW_DROP(skb, &pkt, port->port_id, PW_FROM_PORT, reason);
+	PW_STEP(skb, PW_S_PARSED, bpf_ntohs(pkt.be_proto), pkt.proto);
+
+	if (pkt.be_proto == bpf_htons(ETH_P_ARP)) {
+		reason = pw_guard_arp(skb, port, &pkt);
+	} else if (pkt.be_proto == bpf_htons(ETH_P_IP) || pkt.be_proto == bpf_htons(ETH_P_IPV6)) {
+		reason = pw_guard_ip(skb, port, &pkt);
+		if (!reason && pw_wire_l3(skb, &pkt) > port->mtu)
+			reason = PW_R_MTU;
+	} else {
+		reason = PW_R_ETHERTYPE;
+	}
+	if (reason)
+		return PW_DROP(skb, &pkt, port->port_id, PW_FROM_PORT, reason);
+	PW_STEP(skb, PW_S_GUARD_OK, 0, 0);
+
+	if ((port->flags & PW_PF_LIMIT_FROM) && !pw_traced(skb) &&
+	    pw_over_limit(skb, port->port_id, PW_FROM_PORT))
+		return PW_DROP(skb, &pkt, port->port_id, PW_FROM_PORT, PW_R_LIMIT);
+
+	verdict = pw_answer(skb, port, &pkt);
+	if (verdict != TC_ACT_UNSPEC) {
+		pw_count_from(skb, port->port_id, false);
+		pw_count_to(skb, port->port_id, false);
+		return verdict;
+	}
+	if (pkt.be_proto == bpf_htons(ETH_P_ARP))
+		verdict = PW_NEXT;
+	else
+		verdict = pw_deliver(skb, port, &pkt);
+	if (verdict == PW_NEXT)
+		pw_count_from(skb, port->port_id, true);
+	else if (verdict == TC_ACT_REDIRECT)
+		pw_count_from(skb, port->port_id, false);
+	return verdict;
+}
+
+/*
+ * What the host transmits on the representor is for the sandbox, whoever sent
+ * it (R5). Only a packet that the stack *forwarded* from another port of ours
+ * is traffic between sandboxes; skb_iif says so, and is 0 for what the host
+ * itself sends, whatever addresses it carries.
+ */
+SEC("tc")
+int pw_to_port(struct __sk_buff *skb)
+{
+	struct pw_packet pkt = {};
+	__u32 ifindex = skb->ifindex;
+	__u32 from_ifindex = skb->ingress_ifindex;
+	const struct pw_port *port, *from = NULL;
+
+	port = bpf_map_lookup_elem(&pw_ports, &ifindex);
+	if (!port)
+		return PW_DROP(skb, &pkt, 0, PW_TO_PORT, PW_R_NO_PORT);
+	PW_STEP(skb, PW_S_PORT, port->net_id, 0);
+
+	if (from_ifindex && from_ifindex != ifindex)
+		from = bpf_map_lookup_elem(&pw_ports, &from_ifindex);
+	/* An unreadable header is no reason to refuse what the host sends. */
+	if (pw_parse(skb, &pkt))
+		pkt.flags |= PW_P_FRAGMENT;
+	if (from) {
+		if (!pw_may_reach(from->net_id, port->net_id))
+			return pw_drop(skb, &pkt, port->port_id, PW_TO_PORT << 8 | PW_R_ISOLATION,
+				       from->net_id);
+		if (from->net_id != port->net_id)
+			PW_STEP(skb, PW_S_REACH_OK, from->net_id, port->net_id);
+		if (pkt.be_proto == bpf_htons(ETH_P_IP) || pkt.be_proto == bpf_htons(ETH_P_IPV6)) {
+			/* The stack may have translated it: its replies must come back to the stack. */
+			struct pw_flow reply = {
+				.saddr = pkt.daddr,
+				.daddr = pkt.saddr,
+				.be_sport = pkt.be_dport,
+				.be_dport = pkt.be_sport,
+				.proto = pkt.proto,
+			};
+			__u32 zero = 0, one = 1;
+			struct pw_state *state = bpf_map_lookup_elem(&pw_state, &zero);
+
+			if (state && !pw_traced(skb)) {
+				if (!bpf_map_lookup_elem(&pw_slow_flows, &reply))
+					bpf_map_update_elem(&pw_slow_flows, &reply, &one, BPF_ANY);
+				if (!state->slow_flows)
+					state->slow_flows = 1;
+			}
+		}
+	}
+	if ((pkt.be_proto == bpf_htons(ETH_P_IP) || pkt.be_proto == bpf_htons(ETH_P_IPV6)) &&
+	    pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
+		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_MTU);
+	if ((port->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
+	    pw_over_limit(skb, port->port_id, PW_TO_PORT))
+		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_LIMIT);
+	PW_STEP(skb, PW_S_DELIVER, ifindex, 0);
+	pw_count_to(skb, port->port_id, true);
+	return PW_NEXT;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,85 @@
+"""Links as they come, change and go, pushed by the kernel (RTNLGRP_LINK)."""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+
+from portwright.kernel.netlink import NETLINK_ROUTE, open_socket, receive
+from portwright.kernel.rtnl_parse import RTM_DELLINK, LinkInfo, parse_link
+from portwright.model.errors import KernelFailed
+
+_RTMGRP_LINK = 1
+#: Datagrams that one read() takes at most, so that a storm can't hold an event loop.
+READ_MAX = 256
+_RECEIVE_BUFFER = 4 << 20  # about 2,000 unread link messages
+_DATAGRAM = 64 * 1024
+
+
+class LinkEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """``new`` (made, or anything about it changed), ``del``, or ``overflow``: some were lost.
+
+    ``link`` is its state at that moment (of ``del``: its last), None for ``overflow``. A link
+    that moves to another namespace is a ``del`` here.
+    """
+
+    kind: Literal["new", "del", "overflow"]
+    link: LinkInfo | None = None
+
+
+class LinkMonitor:
+    """A subscription to one namespace's links, from the moment it is made.
+
+    For an event loop: wait until fileno() is readable, then read(). To miss nothing, subscribe
+    first and list the links second; do the same again after an ``overflow``.
+    """
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Subscribe in the namespace of ``netns_fd`` (not taken over), or the thread's own."""
+        self._sock = open_socket(NETLINK_ROUTE, netns_fd, groups=_RTMGRP_LINK, receive_buffer=_RECEIVE_BUFFER)
+        self._sock.setblocking(False)
+        self._buffer = bytearray(_DATAGRAM)
+
+    def __enter__(self) -> LinkMonitor:
+        """Return the monitor itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription; a second time does nothing."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on, -1 once closed."""
+        return self._sock.fileno()
+
+    def read(self) -> list[LinkEvent]:
+        """Return what has happened since, in order, without waiting; may be empty.
+
+        After READ_MAX datagrams the rest stays for the next call (the descriptor stays readable).
+        """
+        events: list[LinkEvent] = []
+        for _ in range(READ_MAX):
+            try:
+                messages = receive(self._sock, self._buffer)
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if exc.errno not in (errno.ENOBUFS, errno.EMSGSIZE):
+                    raise KernelFailed(exc.errno or errno.EIO, "ip monitor link") from exc
+                # Reported once by the kernel; what had fitted into the buffer still follows.
+                events.append(LinkEvent(kind="overflow"))
+                continue
+            for message in messages:
+                link = parse_link(message)
+                if link is not None:
+                    events.append(LinkEvent(kind="del" if message.type == RTM_DELLINK else "new", link=link))
+        return events

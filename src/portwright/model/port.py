@@ -1,0 +1,108 @@
+"""Ports as values. A port is durable and known by ``port_id``, never by an ifindex."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from portwright.model.network import Dns, Route
+
+
+class PortState(str, enum.Enum):
+    """creating -> attached <-> detached -> deleting -> (gone)."""
+
+    CREATING = "creating"
+    ATTACHED = "attached"
+    DETACHED = "detached"
+    PLUGGING = "plugging"
+    DELETING = "deleting"
+
+
+class NetnsRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A network namespace, identified beyond its path.
+
+    ``cookie`` is SO_NETNS_COOKIE: unique within one boot (``boot_id``), never reused.
+    ``path`` is what the caller named, for humans and for results; it may be gone.
+    """
+
+    path: str
+    cookie: int
+    boot_id: str
+
+
+class PortAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One address of a port: ``address`` without prefix, ``gateway`` the router the sandbox uses."""
+
+    address: str
+    gateway: str
+
+
+class PortMapping(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A host port published to a port of the sandbox. ``host_ip`` '' = every host address."""
+
+    host_port: int
+    container_port: int
+    protocol: str = "tcp"
+    host_ip: str = ""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Rates in bits per second, bursts in bits; 0 = unlimited. Egress = what the sandbox sends."""
+
+    egress_rate: int = 0
+    egress_burst: int = 0
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who asked for the port: the CNI attachment key, or a name given on the CLI.
+
+    CNI: ``kind='cni'`` and (network, container_id, ifname) is unique.
+    Otherwise ``kind='name'`` and ``name`` is unique.
+    """
+
+    kind: str
+    network: str = ""
+    container_id: str = ""
+    ifname: str = ""
+    name: str = ""
+
+    def key(self) -> str:
+        """A unique, stable key of the owner."""
+        if self.kind == "cni":
+            return f"cni/{self.network}/{self.container_id}/{self.ifname}"
+        return f"name/{self.name}"
+
+
+class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The record of a port: all that DEL, CHECK, GC and re-plug need, with no other input."""
+
+    port_id: str  # 16 lower-case hex digits
+    network: str
+    net_id: int
+    owner: Owner
+    model: str
+    state: PortState
+    ifname: str  # the device's name in the sandbox
+    rep_name: str  # the representor's name in the host: pw + first 8 digits of port_id
+    mac: str  # the device's
+    mtu: int
+    host: NetnsRef  # the namespace that holds the representor
+    sandbox: NetnsRef
+    rep_ifindex: int = 0
+    addresses: tuple[PortAddress, ...] = ()
+    routes: tuple[Route, ...] = ()
+    dns: Dns = Dns()
+    port_mappings: tuple[PortMapping, ...] = ()
+    limits: Limits = Limits()
+    labels: dict[str, str] = {}
+    ipam: str = "portwright"  # or the type of a foreign IPAM plugin that must be called on DEL
+    cni: dict[str, object] = {}  # what DEL of a foreign IPAM needs: config, path, args
+    created: float = 0.0  # unix seconds
+
+
+def rep_name(port_id: str) -> str:
+    """The representor's name, at most 15 bytes (IFNAMSIZ): ``pw`` + 8 hex digits."""
+    return "pw" + port_id[:8]

@@ -1,0 +1,293 @@
+"""Applies operations to the kernel, and takes them back.
+
+Netlink operations that follow each other in one namespace go in one ``sendmsg``: the kernel works
+through the batch in our own system call, in order, so a plan keeps its order and costs a
+round trip for each namespace instead of each operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+import time
+from collections.abc import Sequence
+
+from portwright.dataplane import values
+from portwright.dataplane.abi import PwDir, PwLimitKey
+from portwright.kernel import rtnl, sysctl
+from portwright.kernel.bpf import Direction
+from portwright.kernel.netlink import NetlinkSocket, Request
+from portwright.model.errors import Conflict, InternalError, NetlinkFailed, NotFound
+from portwright.model.network import GATEWAY_MAC
+from portwright.node import nat
+from portwright.node.faults import Faults
+from portwright.node.switch import DIRECTIONS, Switch
+from portwright.plan import operations as op
+
+
+class Applier:
+    """Applies plans for one port. ``sandbox_fd`` may be None for plans that only take away."""
+
+    def __init__(self, switch: Switch, sandbox_fd: int | None, faults: Faults) -> None:
+        self._switch = switch
+        self._sandbox_fd = sandbox_fd
+        self._faults = faults
+        self._sandbox: NetlinkSocket | None = None
+        self._index: dict[str, int] = {}
+        self._device_index = 0
+        self._batch: list[Request] = []
+        self._batch_socket: NetlinkSocket | None = None
+
+    def __enter__(self) -> Applier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._sandbox is not None:
+            self._sandbox.close()
+
+    @property
+    def rep_ifindex(self) -> int:
+        """Of the representor that the plan made; 0 before."""
+        return next(iter(self._index.values()), 0)
+
+    def apply(self, plan: Sequence[op.Operation], kind: str) -> None:
+        """Applies all of ``plan``, or none: on failure what was done is taken back, then it raises.
+
+        If taking back fails too, the journal still holds the intent and the next start finishes it.
+        """
+        done = 0
+        try:
+            for done, operation in enumerate(plan):
+                self._faults.reach(kind, done, "before")
+                self._do(operation)
+                if self._faults.armed:
+                    self._flush()
+                self._faults.reach(kind, done, "after")
+            self._flush()
+        except BaseException:
+            self._batch.clear()
+            with contextlib.suppress(Exception):
+                self.take_back(op.undo(tuple(plan[: done + 1])), f"undo-{kind}")
+            raise
+
+    def take_back(self, plan: Sequence[op.Operation], kind: str) -> None:
+        """Applies a plan of removals. Goes on after a failure and raises the first at the end."""
+        first: Exception | None = None
+        for step, operation in enumerate(plan):
+            self._faults.reach(kind, step, "before")
+            try:
+                self._do(operation)
+                self._flush()
+            except Exception as error:  # noqa: BLE001 - best effort over all operations, then raised
+                self._batch.clear()
+                first = first or error
+            self._faults.reach(kind, step, "after")
+        if first is not None:
+            raise first
+
+    # -- netlink batches -------------------------------------------------------------------------
+
+    def _send(self, where: str, request: Request) -> None:
+        socket = self._switch.rtnl if where == "host" else self._sandbox_socket()
+        if self._batch_socket is not socket:
+            self._flush()
+            self._batch_socket = socket
+        self._batch.append(request)
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, []
+        if batch and self._batch_socket is not None:
+            self._batch_socket.execute(batch)
+
+    def _sandbox_socket(self) -> NetlinkSocket:
+        if self._sandbox is None:
+            if self._sandbox_fd is None:
+                raise InternalError("a plan that needs the sandbox was applied without its namespace")
+            self._sandbox = NetlinkSocket(netns_fd=self._sandbox_fd)
+        return self._sandbox
+
+    def _ifindex(self, rep: str) -> int:
+        index = self._index.get(rep, 0)
+        if not index:
+            link = rtnl.link_by_name(self._switch.rtnl, rep)
+            if link is None:
+                raise NotFound("representor", rep)
+            index = self._index[rep] = link.index
+        return index
+
+    # -- one operation ---------------------------------------------------------------------------
+
+    def _do(self, operation: op.Operation) -> None:  # noqa: PLR0912 - one line an operation
+        match operation:
+            case op.CreateVeth():
+                self._create_veth(operation)
+            case op.NameLink(rep=rep, altnames=altnames):
+                index = self._ifindex(rep)
+                self._send("host", rtnl.altname_add(index, list(altnames)))
+                self._send("host", rtnl.link_set(index, addrgenmode="none"))
+            case op.SetSysctl(where=where, path=path, value=value):
+                self._flush()
+                fd = self._switch.fd if where == "host" else self._sandbox_fd
+                sysctl.write(path, value, netns_fd=fd)
+            case op.SetLink(where=where, name=name, up=up, mtu=mtu):
+                self._send(where, rtnl.link_set(self._at(where, name), up=up, mtu=mtu))
+            case op.AddAddress(address=address):
+                self._send("sandbox", rtnl.addr_add(self._device_index, address, nodad=True))
+            case op.AddRoute(where=where, dev=dev, route=r, onlink=onlink, kind=kind):
+                request = rtnl.route_add(
+                    r.dst,
+                    oif=self._at(where, dev),
+                    gw=r.gw,
+                    onlink=onlink,
+                    scope=r.scope,
+                    table=r.table,
+                    priority=r.priority,
+                    mtu=r.mtu,
+                    advmss=r.advmss,
+                    type=kind,
+                )
+                self._send(where, request)
+            case op.AddNeighbour(where=where, dev=dev, address=address, mac=mac):
+                self._send(where, rtnl.neigh_replace(self._at(where, dev), address, mac, permanent=True))
+            case _:
+                self._flush()
+                self._do_data_path(operation)
+
+    def _at(self, where: str, name: str) -> int:
+        return self._ifindex(name) if where == "host" else self._device_index
+
+    def _create_veth(self, operation: op.CreateVeth) -> None:
+        if self._sandbox_fd is None:
+            raise InternalError("CreateVeth without the sandbox's namespace")
+        request = rtnl.veth_create(
+            operation.rep,
+            mac=operation.gateway_mac,
+            mtu=operation.mtu,
+            peer_name=operation.ifname,
+            peer_mac=operation.mac,
+            peer_netns_fd=self._sandbox_fd,
+            peer_mtu=operation.mtu,
+        )
+        try:
+            self._switch.rtnl.execute([request])
+        except NetlinkFailed as error:
+            if error.errno == errno.EEXIST:
+                raise Conflict(
+                    "interface",
+                    operation.ifname,
+                    f"already exists in {operation.sandbox}; choose another CNI_IFNAME or delete it",
+                ) from error
+            raise
+        link = rtnl.link_by_name(self._switch.rtnl, operation.rep)
+        if link is None:
+            raise NotFound("representor", operation.rep)
+        self._index[operation.rep] = link.index
+        self._device_index = link.link_index
+        self._send("host", rtnl.link_set(link.index, alias=operation.alias))
+
+    def _delete_link(self, rep: str) -> None:
+        """Only a veth that carries the gateway's MAC under the recorded name is ours."""
+        link = rtnl.link_by_name(self._switch.rtnl, rep)
+        if link is None or link.name != rep or link.kind != "veth" or link.mac != GATEWAY_MAC:
+            return
+        try:
+            self._switch.rtnl.execute([rtnl.link_del(link.index)])
+        except NetlinkFailed as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def _do_data_path(self, operation: op.Operation) -> None:
+        switch = self._switch
+        match operation:
+            case op.DeleteLink(rep=rep):
+                self._delete_link(rep)
+            case op.AttachProgram(rep=rep, port_id=port_id, direction=direction):
+                switch.attach(port_id, self._ifindex(rep), _direction(direction))
+            case op.DetachProgram(port_id=port_id, direction=direction):
+                switch.detach(port_id, _direction(direction))
+            case op.PutPort():
+                self._put_port(operation)
+            case op.RemovePort(rep=rep, port_id=port_id, ifindex=ifindex):
+                self._remove_port(port_id, self._index.get(rep, ifindex))
+            case op.ForgetPort(port_id=port_id):
+                switch.forget_counters(port_id)
+            case op.PutTargets():
+                index = self._ifindex(operation.rep)
+                value = values.target_value(
+                    port_id=operation.port_id,
+                    net_id=operation.net_id,
+                    ifindex=index,
+                    mtu=operation.mtu,
+                    sandbox=operation.sandbox,
+                    mac_address=operation.mac,
+                    gateway_mac=operation.gateway_mac,
+                    limited=operation.limited,
+                )
+                for address in operation.addresses:
+                    switch.maps["pw_addrs"].update(values.address(address), value)
+            case op.RemoveTargets(port_id=port_id, addresses=addresses):
+                self._remove_targets(port_id, addresses)
+            case op.PublishPorts(port_id=port_id, mappings=mappings, addresses=addresses):
+                nat.publish_ports(switch, port_id, mappings, addresses)
+            case op.UnpublishPorts(mappings=mappings, addresses=addresses):
+                nat.unpublish_ports(switch, mappings, addresses)
+            case _:
+                raise InternalError(f"no way to apply {type(operation).__name__}")
+
+    def _put_port(self, operation: op.PutPort) -> None:
+        maps, limits = self._switch.maps, operation.limits
+        self._switch.make_counters(operation.port_id)
+        now = time.monotonic_ns()
+        for direction, rate, burst in (
+            (PwDir.FROM_PORT, limits.egress_rate, limits.egress_burst),
+            (PwDir.TO_PORT, limits.ingress_rate, limits.ingress_burst),
+        ):
+            key = PwLimitKey(port_id=int(operation.port_id, 16), dir=direction).pack()
+            if rate:
+                maps["pw_limits"].update(key, values.limit_value(rate, burst, now))
+            else:
+                maps["pw_limits"].delete(key)
+        value = values.port_value(
+            port_id=operation.port_id,
+            net_id=operation.net_id,
+            mac_address=operation.mac,
+            gateway_mac=operation.gateway_mac,
+            mtu=operation.mtu,
+            sandbox=operation.sandbox,
+            addresses=operation.addresses,
+            gateways=operation.gateways,
+            limits=limits,
+        )
+        index = self._ifindex(operation.rep)
+        maps["pw_ports"].update(index.to_bytes(4, sys.byteorder), value)
+
+    def _remove_port(self, port_id: str, ifindex: int) -> None:
+        """The entry may belong to another port by now: numbers of gone devices come again."""
+        maps, mine = self._switch.maps, values.port_key(port_id)
+        ports = maps["pw_ports"]
+        if ifindex:
+            key = ifindex.to_bytes(4, sys.byteorder)
+            held = [(key, ports.lookup(key) or b"")]
+        else:
+            held = list(ports.items())  # a crash came before the number was recorded
+        for key, value in held:
+            if value.startswith(mine):
+                ports.delete(key)
+        for direction in PwDir:
+            maps["pw_limits"].delete(PwLimitKey(port_id=int(port_id, 16), dir=direction).pack())
+
+    def _remove_targets(self, port_id: str, addresses: tuple[str, ...]) -> None:
+        targets, mine = self._switch.maps["pw_addrs"], values.port_key(port_id)
+        for address in addresses:
+            raw = values.address(address)
+            value = targets.lookup(raw)
+            if value is not None and value.startswith(mine):
+                targets.delete(raw)
+
+
+def _direction(text: str) -> Direction:
+    for direction in DIRECTIONS:
+        if text == direction:
+            return direction
+    raise InternalError(f"direction {text!r}")

@@ -1,0 +1,252 @@
+"""What the services share: the record, the switches, the networks' state in each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+from portwright.kernel import netns, rtnl, sysctl
+from portwright.kernel.bpf import is_bpffs, mount_bpffs, umount_bpffs
+from portwright.dataplane.abi import PwReachKey
+from portwright.model.errors import InvalidInput, KernelFailed
+from portwright.model.network import Network
+from portwright.model.port import NetnsRef, Port
+from portwright.node import nat
+from portwright.node.faults import Faults
+from portwright.node.paths import Paths
+from portwright.node.switch import Switch
+from portwright.store import Store
+
+#: Host-wide switches that routing needs. Their former values are recorded and put back.
+_FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+DEFAULT_MTU = 1500
+
+
+class Core:
+    """Opened by the daemon, used by one thread."""
+
+    def __init__(self, paths: Paths, store: Store, faults: Faults) -> None:
+        self.paths = paths
+        self.store = store
+        self.faults = faults
+        self.boot_id = netns.boot_id()
+        self.started = time.time()
+        self.switches: dict[int, Switch] = {}
+        self._own_fd = netns.self_fd()
+        self.own_cookie = netns.cookie(self._own_fd)
+
+    @classmethod
+    def open(cls, paths: Paths, faults: Faults) -> Core:
+        """Opens the record and our bpffs. Raises Conflict if another daemon holds the state."""
+        paths.run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        store = Store.open(paths.state_dir)
+        try:
+            store.note_boot(netns.boot_id())
+            paths.bpf.mkdir(exist_ok=True, mode=0o700)
+            if not is_bpffs(paths.bpf):
+                store.own("mount", str(paths.bpf))
+                mount_bpffs(paths.bpf)
+            return cls(paths, store, faults)
+        except BaseException:
+            store.close()
+            raise
+
+    def close(self) -> None:
+        """Lets go of everything; the data path stays in force. With no port left, it goes too."""
+        try:
+            if self.store.port_count() == 0:
+                self._remove_everything()
+        finally:
+            for switch in self.switches.values():
+                switch.close()
+            self.switches.clear()
+            os.close(self._own_fd)
+            self.store.close()
+
+    # -- switches --------------------------------------------------------------------------------
+
+    def ref(self, fd: int, path: str) -> NetnsRef:
+        """Identifies a namespace beyond its path."""
+        if not netns.is_netns(fd):
+            raise InvalidInput("netns", path, "is not a network namespace")
+        return NetnsRef(path=path, cookie=netns.cookie(fd), boot_id=self.boot_id)
+
+    def switch_for(self, fd: int | None = None) -> Switch:
+        """The switch of the namespace behind ``fd`` (stays the caller's), or of our own."""
+        source = self._own_fd if fd is None else fd
+        cookie = self.own_cookie if fd is None else netns.cookie(fd)
+        switch = self.switches.get(cookie)
+        if switch is None:
+            path = "" if cookie == self.own_cookie else os.readlink(f"/proc/self/fd/{source}")
+            ref = NetnsRef(path=path, cookie=cookie, boot_id=self.boot_id)
+            switch = Switch.open(ref, os.dup(source), self.paths.bpf, self.paths.instance)
+            self.switches[cookie] = switch
+            self._write_reach(switch)
+        return switch
+
+    def switch_of(self, port: Port) -> Switch | None:
+        """The switch that holds the port's representor; None if its namespace is gone."""
+        if port.host.boot_id != self.boot_id:
+            return None
+        switch = self.switches.get(port.host.cookie)
+        if switch is not None:
+            return switch
+        if port.host.cookie == self.own_cookie:
+            return self.switch_for()
+        fd = netns.find_by_cookie(port.host.cookie)
+        if fd is None:
+            return None
+        with contextlib.closing(_Fd(fd)):
+            return self.switch_for(fd)
+
+    def sandbox_fd(self, port: Port) -> int | None:
+        """A descriptor (the caller closes it) of the port's sandbox if it still lives."""
+        ref = port.sandbox
+        if ref.boot_id != self.boot_id:
+            return None
+        try:
+            fd = netns.open_netns(ref.path)
+        except InvalidInput:
+            return netns.find_by_cookie(ref.cookie)
+        if netns.cookie(fd) == ref.cookie:
+            return fd
+        os.close(fd)
+        return netns.find_by_cookie(ref.cookie)
+
+    def drop_idle_switch(self, switch: Switch) -> None:
+        """Removes the data path of a foreign namespace once its last port is gone."""
+        if switch.ref.cookie == self.own_cookie:
+            return
+        if any(p.host.cookie == switch.ref.cookie for p in self.store.ports()):
+            return
+        del self.switches[switch.ref.cookie]
+        with contextlib.suppress(KernelFailed):
+            nat.remove_table(switch)
+        self._restore_forwarding(switch)
+        switch.remove()
+
+    # -- networks in a switch --------------------------------------------------------------------
+
+    def prepare(self, switch: Switch, network: Network) -> None:
+        """Makes the host side of a network ready: forwarding, subnets, reach. Idempotent and cheap."""
+        if network.name in switch.prepared:
+            return
+        self._set_forwarding(switch)
+        self.declare(switch, (*self._live_networks(switch), network))
+        switch.prepared.add(network.name)
+
+    def declare(self, switch: Switch, networks: tuple[Network, ...]) -> None:
+        """Writes the subnets of the networks in use, and who may reach whom."""
+        nat.declare_subnets(switch, {n.name: n for n in networks}.values())
+        self._write_reach(switch)
+
+    def refresh_networks(self) -> None:
+        """After a network changed: all switches learn it."""
+        for switch in self.switches.values():
+            if switch.nat_ready:
+                self.declare(switch, self._live_networks(switch))
+
+    def _live_networks(self, switch: Switch) -> tuple[Network, ...]:
+        known = {n.name: n for n in self.store.networks()}
+        return tuple(known[name] for name in sorted(switch.prepared) if name in known)
+
+    def _write_reach(self, switch: Switch) -> None:
+        wanted = {
+            PwReachKey(from_net=a.net_id, to_net=b.net_id).pack()
+            for a, b in reach_pairs(self.store.networks())
+        }
+        reach = switch.maps["pw_reach"]
+        present = set(reach.keys())
+        for key in present - wanted:
+            reach.delete(key)
+        for key in wanted - present:
+            reach.update(key, (1).to_bytes(4, sys.byteorder))
+
+    def uplink_mtu(self, switch: Switch) -> int:
+        """The MTU of the device of the default route (IPv4's first), or 1500 without one."""
+        for family in (4, 6):
+            uplink = rtnl.default_uplink(switch.rtnl, family)
+            if uplink is not None and uplink.mtu:
+                return min(uplink.mtu, 65535)
+        return DEFAULT_MTU
+
+    # -- host-wide sysctls -----------------------------------------------------------------------
+
+    def _set_forwarding(self, switch: Switch) -> None:
+        for path in _FORWARDING:
+            with contextlib.suppress(KernelFailed):
+                before = sysctl.read(path, netns_fd=switch.fd)
+                if before == "1":
+                    continue
+                self.store.own("sysctl", f"{switch.ref.cookie:x}:{path}", {"before": before})
+                if path.startswith("net/ipv6"):
+                    self._keep_router_advertisements(switch)
+                sysctl.write(path, "1", netns_fd=switch.fd)
+
+    def _keep_router_advertisements(self, switch: Switch) -> None:
+        """A forwarding host ignores router advertisements unless accept_ra is 2 (ip-sysctl.rst).
+
+        Without this an uplink that has its default route from one would lose it.
+        """
+        uplink = rtnl.default_uplink(switch.rtnl, 6)
+        if uplink is None:
+            return
+        path = f"net/ipv6/conf/{uplink.name}/accept_ra"
+        if sysctl.read(path, netns_fd=switch.fd) == "1":
+            self.store.own("sysctl", f"{switch.ref.cookie:x}:{path}", {"before": "1", "ours": "2"})
+            sysctl.write(path, "2", netns_fd=switch.fd)
+
+    def _restore_forwarding(self, switch: Switch) -> None:
+        """Puts back what we set, if nobody else changed it since."""
+        prefix = f"{switch.ref.cookie:x}:"
+        for thing in self.store.owned("sysctl"):
+            if not thing.name.startswith(prefix):
+                continue
+            path = thing.name.removeprefix(prefix)
+            detail = thing.detail if isinstance(thing.detail, dict) else {}
+            with contextlib.suppress(KernelFailed):
+                if sysctl.read(path, netns_fd=switch.fd) == detail.get("ours", "1"):
+                    sysctl.write(path, str(detail.get("before", "0")), netns_fd=switch.fd)
+            self.store.disown("sysctl", thing.name)
+
+    def _remove_everything(self) -> None:
+        """No port is left: the table, the sysctls, the pins and the mount go as well."""
+        for switch in list(self.switches.values()):
+            if switch.nat_ready:
+                nat.remove_table(switch)
+            self._restore_forwarding(switch)
+            switch.remove()
+        self.switches.clear()
+        for thing in self.store.owned("mount"):
+            with contextlib.suppress(KernelFailed):
+                umount_bpffs(thing.name)
+            self.store.disown("mount", thing.name)
+        with contextlib.suppress(OSError):
+            self.paths.bpf.rmdir()
+
+
+def reach_pairs(networks: list[Network]) -> Iterator[tuple[Network, Network]]:
+    """Ordered pairs of different networks that may talk.
+
+    Both must name each other, or one names ``*`` and the other is named or names ``*`` too: a
+    network opens itself, never another one.
+    """
+    for a in networks:
+        for b in networks:
+            if a.name != b.name and _names(a, b) and _names(b, a):
+                yield a, b
+
+
+def _names(network: Network, other: Network) -> bool:
+    return "*" in network.reach or other.name in network.reach
+
+
+class _Fd:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        os.close(self.fd)

@@ -1,0 +1,79 @@
+"""Follows the ring of drop events and hands each to whoever listens. Bounded at every end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from portwright.kernel.bpf import RingBuffer
+from portwright.node.core import Core
+from portwright.observe.events import Drop, parse
+
+#: Drops kept for a listener that does not keep up; older ones are counted as lost.
+QUEUE = 1024
+
+
+class DropFeed:
+    """One ring a switch. With nobody listening the ring is not read, and the kernel counts the loss."""
+
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+        self._core = core
+        self._loop = loop
+        self._rings: dict[int, RingBuffer] = {}
+        self._listeners: dict[asyncio.Queue[Drop], list[int]] = {}
+
+    def sync(self) -> None:
+        """Reads the rings of the switches that are there now, if anybody listens."""
+        wanted = set(self._core.switches) if self._listeners else set()
+        for cookie in set(self._rings) - wanted:
+            self._stop(cookie)
+        for cookie in wanted - set(self._rings):
+            ring = RingBuffer(self._core.switches[cookie].maps["pw_events"])
+            self._rings[cookie] = ring
+            self._loop.add_reader(ring.epoll_fd, self._ready, cookie)
+
+    def close(self) -> None:
+        for cookie in list(self._rings):
+            self._stop(cookie)
+
+    def _stop(self, cookie: int) -> None:
+        ring = self._rings.pop(cookie)
+        self._loop.remove_reader(ring.epoll_fd)
+        ring.close()
+
+    def _ready(self, cookie: int) -> None:
+        ring = self._rings.get(cookie)
+        if ring is not None:
+            ring.consume(self._publish)
+
+    def _publish(self, record: bytes) -> None:
+        drop = parse(record)
+        if drop is None:
+            return
+        for queue, lost in self._listeners.items():
+            try:
+                queue.put_nowait(drop._replace(lost=drop.lost + lost[0]))
+                lost[0] = 0
+            except asyncio.QueueFull:
+                lost[0] += 1
+
+    async def follow(self, port_id: str | None) -> AsyncIterator[Drop]:
+        """Drops as they happen, of every port or of one, until the caller stops."""
+        queue: asyncio.Queue[Drop] = asyncio.Queue(QUEUE)
+        first = not self._listeners
+        self._listeners[queue] = [0]
+        self.sync()
+        if first:
+            # What the ring held from before anybody listened is old news.
+            for ring in self._rings.values():
+                with contextlib.suppress(Exception):
+                    ring.consume(lambda _record: None)
+        try:
+            while True:
+                drop = await queue.get()
+                if port_id is None or drop.port_id == port_id:
+                    yield drop
+        finally:
+            del self._listeners[queue]
+            self.sync()

@@ -1,0 +1,300 @@
+"""Compares the record with the kernel: one port for CHECK, the whole host for STATUS and doctor.
+
+What is there beyond the record - more routes, another MAC from ``tuning``, added addresses - is the
+business of whoever put it there. What the record says and the kernel lacks is a problem.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import NamedTuple
+
+from portwright.dataplane import values
+from portwright.dataplane.abi import PwPort, PwTarget
+from portwright.ipam import Leak, ObservedLink, find_leaks
+from portwright.kernel import rtnl, sysctl
+from portwright.kernel.bpf import features
+from portwright.kernel.netlink import NetlinkSocket
+from portwright.model.errors import KernelFailed, PortwrightError
+from portwright.model.port import Port, PortState
+from portwright.node.core import Core
+from portwright.node.switch import DIRECTIONS, Switch
+from portwright.plan import nat
+
+
+class Finding(NamedTuple):
+    """One check of the doctor."""
+
+    name: str
+    ok: bool
+    level: str
+    detail: str
+    way_out: str
+
+
+class Health:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._store = core.store
+
+    # -- one port --------------------------------------------------------------------------------
+
+    def check_port(self, port: Port, sandbox_fd: int | None = None) -> list[str]:
+        """What an attached port lacks, as sentences, the gravest first; [] is well."""
+        if port.state is not PortState.ATTACHED:
+            return [f"the port is {port.state.value}, not attached"]
+        switch = self._core.switch_of(port)
+        if switch is None:
+            return ["the namespace of its representor is gone"]
+        problems = self._representor(switch, port)
+        problems += self._data_path(switch, port)
+        fd = sandbox_fd if sandbox_fd is not None else self._core.sandbox_fd(port)
+        if fd is None:
+            problems.append(f"the sandbox {port.sandbox.path} is gone")
+        else:
+            try:
+                problems += _sandbox(fd, port)
+            finally:
+                if sandbox_fd is None:
+                    os.close(fd)
+        if port.port_mappings:
+            table = switch.nft.list_table("inet", nat.table_name(switch.instance))
+            problems += nat.verify(switch.instance, port.port_mappings, port.addresses, table)
+        problems += self._subnets(switch, port)
+        held = set(self._store.addresses_of(port.port_id))
+        if port.ipam == "portwright":
+            problems += [
+                f"address {a.address} is not reserved" for a in port.addresses if a.address not in held
+            ]
+        return problems
+
+    def _representor(self, switch: Switch, port: Port) -> list[str]:
+        link = rtnl.link_by_name(switch.rtnl, port.rep_name)
+        if link is None:
+            return [f"representor {port.rep_name} is gone"]
+        problems = []
+        if not link.up:
+            problems.append(f"representor {port.rep_name} is down")
+        routes = {r.dst for r in rtnl.routes(switch.rtnl, oif=link.index)}
+        problems += [
+            f"the host has no route to {a.address} by {port.rep_name}"
+            for a in port.addresses
+            if _prefix(a.address) not in routes
+        ]
+        return problems
+
+    def _data_path(self, switch: Switch, port: Port) -> list[str]:
+        problems = [
+            f"program {direction} is not attached to {port.rep_name}"
+            for direction in DIRECTIONS
+            if not switch.attached(port.port_id, port.rep_ifindex, direction)
+        ]
+        number = int(port.port_id, 16)
+        raw = switch.maps["pw_ports"].lookup(port.rep_ifindex.to_bytes(4, sys.byteorder))
+        if raw is None or PwPort.unpack(raw).port_id != number:
+            problems.append(f"map pw_ports has no entry of port {port.port_id}")
+        for a in port.addresses:
+            raw = switch.maps["pw_addrs"].lookup(values.address(a.address))
+            if raw is None or PwTarget.unpack(raw).port_id != number:
+                problems.append(f"map pw_addrs does not lead {a.address} to port {port.port_id}")
+        if switch.maps["pw_counters"].lookup_percpu(values.port_key(port.port_id)) is None:
+            problems.append(f"map pw_counters has no entry of port {port.port_id}")
+        return problems
+
+    def _subnets(self, switch: Switch, port: Port) -> list[str]:
+        network = self._store.get_network(port.network)
+        if not network.masquerade or port.network not in switch.prepared:
+            return []
+        known = [n for n in self._store.networks() if n.name in switch.prepared]
+        local = sorted({r.subnet for n in known for pool in n.pools for r in pool})
+        hidden = sorted({r.subnet for n in known if n.masquerade for pool in n.pools for r in pool})
+        table = switch.nft.list_table("inet", nat.table_name(switch.instance))
+        problems = nat.verify_subnets(switch.instance, local, hidden, table)
+        return problems + nat.verify(switch.instance, (), (), table)
+
+    # -- the host --------------------------------------------------------------------------------
+
+    def impaired(self) -> list[str]:
+        """Attached ports whose data path is broken: CNI's error 51. Bounded: the first ten."""
+        problems: list[str] = []
+        for port in self._store.ports(state=PortState.ATTACHED):
+            switch = self._core.switch_of(port)
+            if switch is None:
+                continue
+            problems += [f"port {port.port_id}: {p}" for p in self._data_path(switch, port)]
+            if len(problems) >= 10:
+                break
+        return problems
+
+    def leaks(self) -> list[Leak]:
+        """Record, namespaces and kernel compared: what one has and another lacks."""
+        core = self._core
+        ports = list(self._store.ports())
+        reps = {p.rep_name for p in ports}
+        living = {switch.ref.cookie for switch in core.switches.values()}
+        links: list[ObservedLink] = []
+        routed: dict[str, str] = {}
+        for switch in core.switches.values():
+            names = {}
+            for link in rtnl.links(switch.rtnl, stats=False):
+                names[link.index] = link.name
+                # Another daemon's representors have such names too; only ours are in our record.
+                if link.name in reps:
+                    links.append(ObservedLink(netns=switch.ref.cookie, name=link.name, ifindex=link.index))
+            known = {_prefix(a.address): a.address for p in ports for a in p.addresses}
+            for route in rtnl.routes(switch.rtnl, table=254):
+                if route.dst in known:
+                    routed[known[route.dst]] = names.get(route.oif, "")
+        for port in ports:
+            fd = core.sandbox_fd(port)
+            if fd is not None:
+                living.add(port.sandbox.cookie)
+                os.close(fd)
+        return find_leaks(
+            ports,
+            boot_id=core.boot_id,
+            living=living,
+            links=links,
+            held=self._store.held_addresses(),
+            routed=routed,
+            pending={entry.port_id for entry in self._store.pending()},
+        )
+
+    def doctor(self) -> list[Finding]:
+        """Everything worth saying about this host, the kernel and our own state."""
+        findings = [
+            Finding(
+                "forwarding",
+                self._read("net/ipv4/ip_forward") == "1"
+                and self._read("net/ipv6/conf/all/forwarding") == "1",
+                "warning",
+                "IPv4 and IPv6 forwarding of the host",
+                "it is switched on with the first port; if it stays off, look for a sysctl.d that resets it",
+            )
+        ]
+        for tool in ("nft", "ip", "bpftool"):
+            findings.append(
+                Finding(
+                    f"tool {tool}",
+                    shutil.which(tool) is not None,
+                    "info",
+                    "for people, not for the daemon",
+                    f"apt-get install the package of {tool}",
+                )
+            )
+        uplinks = []
+        switch = self._core.switch_for()
+        for family in (4, 6):
+            link = rtnl.default_uplink(switch.rtnl, family)
+            uplinks.append(f"IPv{family}: {link.name} mtu {link.mtu}" if link else f"IPv{family}: none")
+        findings.append(
+            Finding(
+                "uplink",
+                "mtu" in " ".join(uplinks),
+                "warning",
+                ", ".join(uplinks),
+                "add a default route for ports to reach the world",
+            )
+        )
+        impaired = self.impaired()
+        findings.append(
+            Finding(
+                "data path",
+                not impaired,
+                "error",
+                impaired[0] if impaired else "all attached ports have their programs and map entries",
+                "portwright port unplug and plug the port",
+            )
+        )
+        pending = self._store.pending()
+        findings.append(
+            Finding(
+                "journal",
+                not pending,
+                "error",
+                f"{len(pending)} operations are unfinished",
+                "restart the daemon: it finishes or takes them back",
+            )
+        )
+        try:
+            leaks = self.leaks()
+            detail = (
+                f"{leaks[0].kind} {leaks[0].what}: {leaks[0].why}"
+                if leaks
+                else "record, namespaces and kernel agree"
+            )
+            findings.append(
+                Finding("leaks", not leaks, "warning", detail, "portwright port delete, or CNI GC")
+            )
+        except PortwrightError as error:
+            findings.append(Finding("leaks", False, "error", str(error), ""))
+        now = time.time()
+        for network in self._store.networks():
+            for number, usage in enumerate(self._store.usage_by_set(network.name, now=now)):
+                free = usage.total - usage.used - usage.resting
+                findings.append(
+                    Finding(
+                        f"pool {network.name}[{number}]",
+                        free > 0,
+                        "error",
+                        f"{usage.used} in use, {usage.resting} resting, {free} free",
+                        "add a range to the network, or release ports",
+                    )
+                )
+        findings += _forward_policy(switch)
+        return findings
+
+    def features(self) -> list[features.Feature]:
+        return features.all()
+
+    def _read(self, path: str) -> str:
+        try:
+            return sysctl.read(path)
+        except KernelFailed:
+            return ""
+
+
+def _forward_policy(switch: Switch) -> list[Finding]:
+    """A foreign FORWARD chain with policy drop (Docker's) stops all that leaves the host."""
+    try:
+        chains = switch.nft.run_json("list chains")
+    except PortwrightError as error:
+        return [Finding("nftables", False, "error", str(error), "load nf_tables, or install nftables")]
+    bad = [
+        f"{c.get('family')} {c.get('table')} {c.get('name')}"
+        for entry in chains
+        if isinstance(c := entry.get("chain"), dict)
+        and c.get("hook") == "forward"
+        and c.get("policy") == "drop"
+    ]
+    return [
+        Finding(
+            "forward policy",
+            not bad,
+            "warning",
+            f"drops by default: {', '.join(bad)}" if bad else "no chain drops forwarded packets by default",
+            "accept traffic of pw* devices there: we never touch a chain that isn't ours",
+        )
+    ]
+
+
+def _sandbox(fd: int, port: Port) -> list[str]:
+    with NetlinkSocket(netns_fd=fd) as sock:
+        link = rtnl.link_by_name(sock, port.ifname)
+        if link is None:
+            return [f"interface {port.ifname} is gone from the sandbox"]
+        problems = [] if link.up else [f"interface {port.ifname} is down in the sandbox"]
+        held = {a.address for a in rtnl.addresses(sock, link.index)}
+        problems += [
+            f"address {a.address} is gone from {port.ifname}" for a in port.addresses if a.address not in held
+        ]
+        routes = {r.dst for r in rtnl.routes(sock, oif=link.index)}
+        problems += [f"route to {r.dst} is gone from the sandbox" for r in port.routes if r.dst not in routes]
+    return problems
+
+
+def _prefix(address: str) -> str:
+    return f"{address}/{128 if ':' in address else 32}"

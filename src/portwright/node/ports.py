@@ -1,0 +1,420 @@
+"""The life of a port: create, delete, plug, unplug, set.
+
+Each verb is one journal entry. The intent - the port's record, its addresses and the plan - is
+committed durably before the kernel is touched; the outcome is committed after. Whatever happens in
+between, ``node.recover`` finds the intent and finishes or takes back, with the record alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from portwright.attach import veth
+from portwright.dataplane import values
+from portwright.kernel import rtnl
+from portwright.kernel.netlink import NetlinkSocket
+from portwright.model.errors import Conflict, InvalidInput, NotSupported, PortStateError
+from portwright.model.network import GATEWAY4, GATEWAY6, AddressRange, Dns, Network, Route
+from portwright.model.port import (
+    Limits,
+    Owner,
+    Port,
+    PortAddress,
+    PortMapping,
+    PortState,
+    rep_name,
+)
+from portwright.node.apply import Applier
+from portwright.node.core import Core
+from portwright.node.switch import Switch
+from portwright.plan.operations import Operation, PutPort, PutTargets, SetLink, encode
+from portwright.plan.publish import HostPorts, Publication
+
+_V6_MIN_MTU = 1280
+
+
+class PortSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller wants of a new port. Addresses: ``requested`` ones, one of each pool, or ``given``."""
+
+    network: Network
+    owner: Owner
+    ifname: str = "eth0"
+    netns: str = ""
+    model: str = veth.MODEL
+    mac: str = ""
+    mtu: int | None = None
+    pools: tuple[tuple[AddressRange, ...], ...] | None = None
+    requested: tuple[str, ...] = ()
+    given: tuple[PortAddress, ...] | None = None
+    routes: tuple[Route, ...] = ()
+    dns: Dns = Dns()
+    port_mappings: tuple[PortMapping, ...] = ()
+    limits: Limits = Limits()
+    labels: dict[str, str] = {}
+    ipam: str = "portwright"
+    cni: dict[str, object] = {}
+
+
+class Ports:
+    """The one writer of ports."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._store = core.store
+        self._host_ports = HostPorts(_publication(p) for p in core.store.ports() if p.port_mappings)
+
+    # -- create ----------------------------------------------------------------------------------
+
+    def create(self, spec: PortSpec, sandbox_fd: int, host_fd: int | None = None) -> Port:
+        """Makes the port and its device; returns once packets flow under the guard.
+
+        On any failure nothing is left, addresses are free again, and the error names the cause.
+        """
+        owner = spec.owner.key()
+        if self._store.port_by_owner(owner) is not None:
+            raise Conflict(
+                "port", owner, "it exists already, duplicate allocation is not allowed; DEL it first"
+            )
+        switch, port = self._draft(spec, sandbox_fd, host_fd)
+        try:
+            self._core.prepare(switch, spec.network)
+            with self._store.transaction(durable=True):
+                port = self._with_addresses(port, spec, time.time())
+                port = self._with_routes(port, spec, sandbox_fd)
+                plan = veth.attach(port)
+                self._store.put_port(port)
+                entry = self._store.begin(port.port_id, "add", encode(plan))
+                if port.port_mappings:
+                    self._host_ports.claim(_publication(port))
+        except BaseException:
+            self._core.drop_idle_switch(switch)
+            raise
+        try:
+            with Applier(switch, sandbox_fd, self._core.faults) as applier:
+                applier.apply(plan, "add")
+                port = msgspec.structs.replace(
+                    port, state=PortState.ATTACHED, rep_ifindex=applier.rep_ifindex
+                )
+        except BaseException:
+            self._abandon(switch, port, entry)
+            raise
+        with self._store.transaction(durable=False):
+            self._store.put_port(port)
+            self._store.finish(entry, "done")
+        return port
+
+    def dry_run(self, spec: PortSpec, sandbox_fd: int, host_fd: int | None = None) -> tuple[Operation, ...]:
+        """The plan that ``create`` would apply; the record and the kernel stay as they are."""
+        _, port = self._draft(spec, sandbox_fd, host_fd)
+
+        class _RollBack(Exception):
+            pass
+
+        plan: tuple[Operation, ...] = ()
+        with contextlib.suppress(_RollBack), self._store.transaction(durable=False):
+            port = self._with_addresses(port, spec, time.time())
+            port = self._with_routes(port, spec, sandbox_fd)
+            plan = veth.attach(port)
+            raise _RollBack
+        return plan
+
+    def _draft(self, spec: PortSpec, sandbox_fd: int, host_fd: int | None) -> tuple[Switch, Port]:
+        """The port as asked for, judged, without addresses."""
+        if spec.model != veth.MODEL:
+            raise NotSupported(spec.model, "attachment", f"this release attaches with {veth.MODEL!r}")
+        switch = self._core.switch_for(host_fd)
+        sandbox = self._core.ref(sandbox_fd, spec.netns)
+        if sandbox.cookie == switch.ref.cookie:
+            raise InvalidInput("netns", spec.netns, "is the host's own namespace, not a sandbox's")
+        uplink = self._core.uplink_mtu(switch)
+        mtu = spec.mtu or spec.network.mtu or uplink
+        if not veth.MIN_MTU <= mtu <= veth.MAX_MTU:
+            raise InvalidInput("mtu", mtu, f"must be {veth.MIN_MTU} to {veth.MAX_MTU}")
+        port_id = secrets.token_hex(8)
+        return switch, Port(
+            port_id=port_id,
+            network=spec.network.name,
+            net_id=spec.network.net_id,
+            owner=spec.owner,
+            model=spec.model,
+            state=PortState.CREATING,
+            ifname=spec.ifname,
+            rep_name=rep_name(port_id),
+            mac=spec.mac or _random_mac(),
+            mtu=mtu,
+            host=switch.ref,
+            sandbox=sandbox,
+            dns=spec.dns,
+            port_mappings=spec.port_mappings,
+            limits=_complete(spec.limits),
+            labels=spec.labels,
+            ipam=spec.ipam,
+            cni=spec.cni,
+            created=time.time(),
+        )
+
+    def _with_addresses(self, port: Port, spec: PortSpec, now: float) -> Port:
+        if spec.given is not None:
+            addresses = spec.given
+        elif spec.pools or spec.network.pools or spec.requested:
+            allocations = self._store.reserve(
+                spec.network.name, spec.pools, port.port_id, spec.requested, now=now
+            )
+            pools = (spec.pools or ()) if spec.pools is not None else spec.network.pools
+            addresses = tuple(
+                PortAddress(address=a.address, gateway=gateway_of(a.address, pools)) for a in allocations
+            )
+        else:
+            addresses = ()
+        if any(":" in a.address for a in addresses) and port.mtu < _V6_MIN_MTU:
+            raise InvalidInput("mtu", port.mtu, f"IPv6 needs at least {_V6_MIN_MTU} (RFC 8200, 5)")
+        if port.port_mappings and not addresses:
+            raise InvalidInput("portMappings", len(port.port_mappings), "the port has no address to publish")
+        return msgspec.structs.replace(port, addresses=addresses)
+
+    def _with_routes(self, port: Port, spec: PortSpec, sandbox_fd: int) -> Port:
+        """The sandbox's routes: those asked for, or a default route of each family.
+
+        A sandbox with several ports has one default route of each family already; another port of
+        it gets routes to its own network's subnets instead. What the sandbox has is left alone.
+        """
+        present = {dst for dst, _ in sandbox_routes(sandbox_fd)}
+        routes = list(spec.routes)
+        wanted = {ipaddress.ip_network(r.dst, strict=False).version for r in routes}
+        for version in sorted({ipaddress.ip_address(a.address).version for a in port.addresses}):
+            default = "0.0.0.0/0" if version == 4 else "::/0"
+            if version in wanted:
+                subnets = _subnets(spec, version)
+            elif default in present:
+                subnets = _subnets(spec, version)
+            else:
+                subnets = [default]
+            mine = {r.dst for r in routes}
+            routes += [Route(dst=dst) for dst in subnets if dst not in present and dst not in mine]
+        return msgspec.structs.replace(port, routes=tuple(routes))
+
+    def _abandon(self, switch: Switch, port: Port, entry: int) -> None:
+        """After a failed create: the applier took the kernel back; sweep, then forget the port."""
+        with contextlib.suppress(Exception), Applier(switch, None, self._core.faults) as applier:
+            applier.take_back(veth.delete(port), "abandon")
+        with self._store.transaction(durable=True):
+            self._store.release(port.port_id, now=time.time(), rest=False)
+            self._store.delete_port(port.port_id)
+            self._store.finish(entry, "failed")
+        self._host_ports.release(port.port_id)
+        self._core.drop_idle_switch(switch)
+
+    # -- delete ----------------------------------------------------------------------------------
+
+    def delete(self, port: Port, *, entry: int | None = None) -> None:
+        """Ends the port, whatever state it is in. Needs the record alone; may be repeated."""
+        plan = veth.delete(port)
+        port = msgspec.structs.replace(port, state=PortState.DELETING)
+        with self._store.transaction(durable=True):
+            self._store.put_port(port)
+            if entry is None:
+                entry = self._store.begin(port.port_id, "del", encode(plan))
+        switch = self._core.switch_of(port)
+        if switch is not None:
+            with Applier(switch, None, self._core.faults) as applier:
+                applier.take_back(plan, "del")
+        with self._store.transaction(durable=True):
+            self._store.release(port.port_id, now=time.time())
+            self._store.delete_port(port.port_id)
+            self._store.finish(entry, "done")
+        self._host_ports.release(port.port_id)
+        if switch is not None:
+            self._core.drop_idle_switch(switch)
+
+    def clear(self, port: Port) -> None:
+        """The kernel's part of ``delete``; the record stays, in state deleting, for ``delete`` to end."""
+        port = msgspec.structs.replace(port, state=PortState.DELETING)
+        with self._store.transaction(durable=True):
+            self._store.put_port(port)
+        switch = self._core.switch_of(port)
+        if switch is not None:
+            with Applier(switch, None, self._core.faults) as applier:
+                applier.take_back(veth.delete(port), "clear")
+
+    # -- plug and unplug -------------------------------------------------------------------------
+
+    def unplug(self, port: Port) -> Port:
+        """Takes the device; the port keeps addresses, counters, limits, mappings: it is detached."""
+        if port.state is PortState.DETACHED:
+            raise PortStateError(port.port_id, port.state.value, "attached")
+        return self._detach(port)
+
+    def device_gone(self, port: Port) -> Port:
+        """The sandbox deleted its end (or died with it): the same, found out by a netlink event."""
+        return self._detach(port)
+
+    def _detach(self, port: Port, *, entry: int | None = None) -> Port:
+        plan = veth.detach(port)
+        if entry is None:
+            with self._store.transaction(durable=True):
+                entry = self._store.begin(port.port_id, "unplug", encode(plan))
+        switch = self._core.switch_of(port)
+        if switch is not None:
+            with Applier(switch, None, self._core.faults) as applier:
+                applier.take_back(plan, "unplug")
+        port = msgspec.structs.replace(port, state=PortState.DETACHED, rep_ifindex=0)
+        with self._store.transaction(durable=True):
+            self._store.put_port(port)
+            self._store.finish(entry, "done")
+        return port
+
+    def plug(self, port: Port, sandbox_fd: int, netns_path: str, ifname: str | None) -> Port:
+        """Gives a detached port a new device, in the same sandbox or in another."""
+        if port.state is not PortState.DETACHED:
+            raise PortStateError(port.port_id, port.state.value, "detached")
+        switch = self._core.switch_of(port) or self._core.switch_for()
+        network = self._store.get_network(port.network)
+        self._core.prepare(switch, network)
+        sandbox = self._core.ref(sandbox_fd, netns_path)
+        if sandbox.cookie == switch.ref.cookie:
+            raise InvalidInput("netns", netns_path, "is the host's own namespace, not a sandbox's")
+        port = msgspec.structs.replace(
+            port, state=PortState.PLUGGING, sandbox=sandbox, host=switch.ref, ifname=ifname or port.ifname
+        )
+        present = {dst for dst, _ in sandbox_routes(sandbox_fd)}
+        implicit = {"0.0.0.0/0", "::/0"}
+        routes = tuple(r for r in port.routes if r.dst not in implicit or r.dst not in present)
+        plan = veth.attach(msgspec.structs.replace(port, routes=routes))
+        with self._store.transaction(durable=True):
+            self._store.put_port(port)
+            entry = self._store.begin(port.port_id, "plug", encode(plan))
+        try:
+            with Applier(switch, sandbox_fd, self._core.faults) as applier:
+                applier.apply(plan, "plug")
+                attached = msgspec.structs.replace(
+                    port, state=PortState.ATTACHED, rep_ifindex=applier.rep_ifindex
+                )
+        except BaseException:
+            self._detach(port, entry=entry)
+            raise
+        with self._store.transaction(durable=False):
+            self._store.put_port(attached)
+            self._store.finish(entry, "done")
+        return attached
+
+    # -- set -------------------------------------------------------------------------------------
+
+    def set(
+        self,
+        port: Port,
+        *,
+        admin: str | None = None,
+        limits: Limits | None = None,
+        mtu: int | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Port:
+        """Changes a port, attached or not. ``admin down`` is the representor's: no carrier inside (R8, R10)."""
+        new = msgspec.structs.replace(
+            port,
+            limits=_complete(limits) if limits is not None else port.limits,
+            mtu=mtu if mtu is not None else port.mtu,
+            labels=labels if labels is not None else port.labels,
+        )
+        has_v6 = any(":" in a.address for a in new.addresses)
+        if not (_V6_MIN_MTU if has_v6 else veth.MIN_MTU) <= new.mtu <= veth.MAX_MTU:
+            raise InvalidInput("mtu", new.mtu, "out of range for the port's addresses (IPv6 needs 1280)")
+        if admin is not None and port.state is not PortState.ATTACHED:
+            raise PortStateError(port.port_id, port.state.value, "attached")
+        with self._store.transaction(durable=True):
+            self._store.put_port(new)
+        if port.state is PortState.ATTACHED:
+            self._apply_set(new, admin, mtu)
+        return new
+
+    def _apply_set(self, port: Port, admin: str | None, mtu: int | None) -> None:
+        switch = self._core.switch_of(port)
+        if switch is None:
+            return
+        plan: list[Operation] = []
+        sandbox_fd = None
+        if mtu is not None:
+            sandbox_fd = self._core.sandbox_fd(port)
+            plan.append(SetLink(where="host", name=port.rep_name, mtu=mtu))
+            if sandbox_fd is not None:
+                plan.append(SetLink(where="sandbox", name=port.ifname, mtu=mtu))
+        plan += [o for o in veth.attach(port) if isinstance(o, (PutPort, PutTargets))]
+        if admin is not None:
+            plan.append(SetLink(where="host", name=port.rep_name, up=admin == "up"))
+        try:
+            with Applier(switch, sandbox_fd, self._core.faults) as applier:
+                applier.apply(plan, "set")
+        finally:
+            if sandbox_fd is not None:
+                os.close(sandbox_fd)
+
+    def mtu_changed(self, port: Port, mtu: int) -> Port:
+        """The representor's MTU was changed with ``ip link``: the sandbox's follows (R11)."""
+        return self.set(port, mtu=mtu)
+
+    # -- recovery --------------------------------------------------------------------------------
+
+    def roll_back_create(self, port: Port, entry: int) -> None:
+        """A create that a crash cut short: as if it had never been asked for."""
+        self.delete(port, entry=entry)
+
+    def finish_delete(self, port: Port, entry: int) -> None:
+        """A delete that a crash cut short: forward."""
+        self.delete(port, entry=entry)
+
+    def roll_back_plug(self, port: Port, entry: int) -> None:
+        """A plug or unplug that a crash cut short: detached, ready to be plugged again."""
+        self._detach(port, entry=entry)
+
+
+def sandbox_routes(sandbox_fd: int) -> list[tuple[str, int]]:
+    """(destination, oif) of the main table in the sandbox, both families; defaults as /0."""
+    with NetlinkSocket(netns_fd=sandbox_fd) as sock:
+        return [(r.dst, r.oif) for r in rtnl.routes(sock, table=254)]
+
+
+def gateway_of(address: str, pools: Sequence[Sequence[AddressRange]]) -> str:
+    """The router for ``address``: the one its range names, else the link-local one."""
+    ip = ipaddress.ip_address(address)
+    for pool in pools:
+        for one in pool:
+            if one.gateway and ip in ipaddress.ip_network(one.subnet):
+                return one.gateway
+    return GATEWAY4 if ip.version == 4 else GATEWAY6
+
+
+def _subnets(spec: PortSpec, version: int) -> list[str]:
+    pools = (spec.pools or ()) if spec.pools is not None else spec.network.pools
+    found = {r.subnet: None for pool in pools for r in pool}
+    return [s for s in found if ipaddress.ip_network(s).version == version]
+
+
+def _complete(limits: Limits) -> Limits:
+    """A rate without a burst gets 100 ms of it, at least 64 KiB: one GSO packet."""
+    least = 65536 * 8
+
+    def burst(rate: int, given: int) -> int:
+        return given or (max(rate // 10, least) if rate else 0)
+
+    return msgspec.structs.replace(
+        limits,
+        egress_burst=burst(limits.egress_rate, limits.egress_burst),
+        ingress_burst=burst(limits.ingress_rate, limits.ingress_burst),
+    )
+
+
+def _publication(port: Port) -> Publication:
+    return Publication(holder=port.port_id, mappings=port.port_mappings, addresses=port.addresses)
+
+
+def _random_mac() -> str:
+    """A unicast, locally administered address (IEEE 802, 48 bits, second bit of the first octet)."""
+    raw = bytearray(secrets.token_bytes(6))
+    raw[0] = raw[0] & 0xFC | 0x02
+    return values.mac_text(bytes(raw))

@@ -1,0 +1,235 @@
+"""The data path in one host namespace: its maps, its two programs, their links.
+
+The kernel owns all of it. Maps, programs and links are pinned below ``<run-dir>/bpf``, so a daemon
+that stops, is killed or is upgraded drops no packet: the next one opens the pins. The directory
+
+    <cookie of the namespace>/maps/<map>
+                             /object-<hash of the object file>/<program>
+                             /links/<port_id>_<direction>
+
+says by its own names which object's programs are in force. An upgraded object is loaded onto the
+pinned maps, and each link is switched to the new program in one atomic update
+(``bpf_link_update``; on clsact a filter replaced under the same handle).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from portwright.dataplane import values
+from portwright.dataplane.abi import SIZES, PwAbi, PwState, PwStateFlag
+from portwright.kernel import clsact, netns
+from portwright.kernel.bpf import (
+    Collection,
+    CollectionSpec,
+    Direction,
+    Link,
+    Map,
+    Program,
+    features,
+    possible_cpus,
+)
+from portwright.kernel.netlink import NetlinkSocket
+from portwright.kernel.nft import Nft
+from portwright.model.errors import Conflict, InternalError, KernelFailed
+from portwright.model.port import NetnsRef
+
+OBJECT = Path(__file__).parent.parent / "dataplane" / "portwright.bpf.o"
+PROGRAMS = {"ingress": "pw_from_port", "egress": "pw_to_port"}
+#: Of our filters on kernels without TCX: a preference and handle that nobody picks by chance.
+CLSACT_PREF, CLSACT_HANDLE = 28791, 0x7077
+DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
+
+
+class Switch:
+    """Owns the descriptors of one namespace's data path. Close it to let go of them, not of the pins."""
+
+    def __init__(self, ref: NetnsRef, fd: int, pins: Path, instance: str) -> None:
+        self.ref = ref
+        self.fd = fd
+        self.pins = pins
+        self.tcx = features.probe("tcx").supported
+        self.rtnl = NetlinkSocket(netns_fd=fd)
+        self.instance = instance
+        self._nft: Nft | None = None
+        self.maps: dict[str, Map] = {}
+        self.programs: dict[str, Program] = {}
+        #: our nft table is there and current (see node.nat)
+        self.nat_ready = False
+        #: names of networks whose host side is ready (see node.core)
+        self.prepared: set[str] = set()
+
+    @classmethod
+    def open(cls, ref: NetnsRef, fd: int, bpf_dir: Path, instance: str) -> Switch:
+        """Opens or makes the data path of the namespace behind ``fd`` (which it takes over)."""
+        switch = cls(ref, fd, bpf_dir / f"{ref.cookie:x}", instance)
+        try:
+            switch._load()
+        except BaseException:
+            switch.close()
+            raise
+        return switch
+
+    @property
+    def nft(self) -> Nft:
+        """nftables of this namespace; the context is made at first use."""
+        if self._nft is None:
+            self._nft = Nft(self.fd)
+        return self._nft
+
+    def _load(self) -> None:
+        digest = hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
+        current = self.pins / f"object-{digest}"
+        if all((current / name).exists() for name in PROGRAMS.values()):
+            self._open_pins(current)
+            return
+        for part in ("maps", "links"):
+            (self.pins / part).mkdir(parents=True, exist_ok=True)
+        spec = CollectionSpec.load(OBJECT)
+        reuse = {p.name: Map.from_pin(p) for p in (self.pins / "maps").iterdir() if p.name in spec.maps}
+        if reuse:
+            self._check_abi(reuse)
+        with contextlib.ExitStack() as stack:
+            for old in reuse.values():
+                stack.enter_context(contextlib.closing(old))
+            collection = stack.enter_context(contextlib.closing(Collection.load(spec, reuse=reuse)))
+            for name, bpf_map in collection.maps.items():
+                if name not in reuse:
+                    bpf_map.pin(self.pins / "maps" / name)
+            current.mkdir(exist_ok=True)
+            for name in PROGRAMS.values():
+                if not (current / name).exists():
+                    collection.programs[name].pin(current / name)
+        self._open_pins(current)
+        self._set_state()
+        self._replace_programs()
+        for old_object in self.pins.glob("object-*"):
+            if old_object != current:
+                _remove_pins(old_object)
+
+    def _open_pins(self, current: Path) -> None:
+        self.maps = {p.name: Map.from_pin(p) for p in (self.pins / "maps").iterdir()}
+        self.programs = {name: Program.from_pin(current / name) for name in PROGRAMS.values()}
+
+    def _check_abi(self, maps: dict[str, Map]) -> None:
+        raw = maps["pw_state"].lookup(bytes(4)) if "pw_state" in maps else None
+        if raw is None or PwState.unpack(raw).abi not in (0, PwAbi.ABI_VERSION):
+            raise Conflict(
+                "data path",
+                str(self.pins),
+                "its maps are of another version; detach the ports with the release that made them",
+            )
+
+    def _set_state(self, flags: int | None = None) -> None:
+        raw = self.maps["pw_state"].lookup(bytes(4))
+        if raw is None:
+            raise InternalError("pw_state has no entry")
+        state = PwState.unpack(raw)
+        new = state._replace(abi=PwAbi.ABI_VERSION, flags=state.flags if flags is None else flags)
+        self.maps["pw_state"].update(bytes(4), new.pack())
+
+    def set_slow_only(self, on: bool) -> None:
+        """Sends all local traffic through the host's stack: for comparison (R7) and for debugging."""
+        self._set_state(PwStateFlag.SF_SLOW_ONLY if on else 0)
+
+    # -- programs on a representor ---------------------------------------------------------------
+
+    def link_pin(self, port_id: str, direction: str) -> Path:
+        return self.pins / "links" / f"{port_id}_{direction}"
+
+    def attach(self, port_id: str, ifindex: int, direction: Direction) -> None:
+        """Attaches and pins; an older pin of the same port (its device is gone) is replaced."""
+        program = self.programs[PROGRAMS[direction]]
+        if not self.tcx:
+            clsact.ensure_clsact(self.rtnl, ifindex)
+            clsact.attach_bpf(
+                self.rtnl,
+                ifindex,
+                direction,
+                program.fd,
+                name=PROGRAMS[direction],
+                pref=CLSACT_PREF,
+                handle=CLSACT_HANDLE,
+            )
+            return
+        pin = self.link_pin(port_id, direction)
+        with netns.entered(self.fd), contextlib.closing(Link.attach_tcx(program, ifindex, direction)) as link:
+            pin.unlink(missing_ok=True)
+            link.pin(pin)
+
+    def detach(self, port_id: str, direction: Direction) -> None:
+        """Unpins; with the device gone nothing is left of the link. On clsact it went with the device."""
+        self.link_pin(port_id, direction).unlink(missing_ok=True)
+
+    def attached(self, port_id: str, ifindex: int, direction: Direction) -> bool:
+        """Is our current program on this device?"""
+        program = self.programs[PROGRAMS[direction]]
+        if not self.tcx:
+            return any(
+                (f.pref, f.handle, f.prog_id) == (CLSACT_PREF, CLSACT_HANDLE, program.id)
+                for f in clsact.list_filters(self.rtnl, ifindex, direction)
+            )
+        try:
+            link = Link.from_pin(self.link_pin(port_id, direction))
+        except KernelFailed:
+            return False
+        with contextlib.closing(link):
+            info = link.info()
+        return info.ifindex == ifindex and info.prog_id == program.id
+
+    def _replace_programs(self) -> None:
+        """Moves every live link to the programs of the object just loaded."""
+        for pin in sorted((self.pins / "links").iterdir()):
+            direction = pin.name.rpartition("_")[2]
+            with contextlib.closing(Link.from_pin(pin)) as link:
+                if link.info().ifindex:
+                    link.update(self.programs[PROGRAMS[direction]])
+
+    # -- counters --------------------------------------------------------------------------------
+
+    def make_counters(self, port_id: str) -> None:
+        """Zeroed counters, unless the port has some already."""
+        counters, key = self.maps["pw_counters"], values.port_key(port_id)
+        if counters.lookup_percpu(key) is None:
+            counters.update_percpu(key, [bytes(SIZES["PwCounters"])] * possible_cpus())
+
+    def forget_counters(self, port_id: str) -> None:
+        self.maps["pw_counters"].delete(values.port_key(port_id))
+        drops = self.maps["pw_drops"]
+        for key in values.drop_keys(port_id):
+            drops.delete(key)
+
+    def port_links(self) -> Iterator[tuple[str, Path]]:
+        """(port_id, pin) of every pinned link, for the reconciler."""
+        for pin in (self.pins / "links").iterdir():
+            yield pin.name.rpartition("_")[0], pin
+
+    # -- end -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Lets go of descriptors; the data path stays in force."""
+        for thing in (*self.maps.values(), *self.programs.values()):
+            thing.close()
+        self.maps, self.programs = {}, {}
+        self.rtnl.close()
+        if self._nft is not None:
+            self._nft.close()
+            self._nft = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def remove(self) -> None:
+        """Takes the data path away. The caller made sure that no port is left."""
+        pins = self.pins
+        self.close()
+        _remove_pins(pins)
+
+
+def _remove_pins(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,313 @@
+"""Operations: the smallest steps that change the kernel, as values.
+
+An operation has an ``inverse`` (what takes it back, or None where the inverse of an earlier one
+does) and a ``render`` as the command that a person would have typed. Applying one is the node's
+work; every inverse is idempotent: taking back what is not there succeeds.
+
+``where`` names the namespace: ``host`` holds the representor, ``sandbox`` the device.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from portwright.model.network import Route
+from portwright.model.port import Limits, PortAddress, PortMapping
+
+
+class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """What all operations share."""
+
+    def inverse(self) -> Operation | None:
+        """The operation that takes this one back, or None when another one's inverse does."""
+        return None
+
+    def render(self) -> str:
+        """The command that a person would have typed."""
+        raise NotImplementedError
+
+
+class CreateVeth(_Operation, frozen=True, kw_only=True):
+    """The pair: the representor here, the device straight in the sandbox under its final name."""
+
+    rep: str
+    ifname: str
+    mac: str
+    gateway_mac: str
+    mtu: int
+    sandbox: str
+    alias: str
+
+    def inverse(self) -> Operation:
+        return DeleteLink(rep=self.rep)
+
+    def render(self) -> str:
+        return (
+            f"ip link add {self.rep} address {self.gateway_mac} mtu {self.mtu} alias {self.alias!r} "
+            f"type veth peer name {self.ifname} address {self.mac} mtu {self.mtu} netns {self.sandbox}"
+        )
+
+
+class DeleteLink(_Operation, frozen=True, kw_only=True):
+    rep: str
+
+    def render(self) -> str:
+        return f"ip link delete {self.rep}"
+
+
+class NameLink(_Operation, frozen=True, kw_only=True):
+    """Alternative names (up to 127 bytes each), and no IPv6 link-local of the host's own."""
+
+    rep: str
+    altnames: tuple[str, ...]
+
+    def render(self) -> str:
+        names = "".join(f" altname {name}" for name in self.altnames)
+        return f"ip link property add dev {self.rep}{names}; ip link set {self.rep} addrgenmode none"
+
+
+class SetSysctl(_Operation, frozen=True, kw_only=True):
+    """``path`` below /proc/sys. Only for devices of ours: it goes when the device goes."""
+
+    where: str
+    path: str
+    value: str
+
+    def render(self) -> str:
+        return f"{_in(self.where)}sysctl -w {self.path.replace('/', '.')}={self.value}"
+
+
+class SetLink(_Operation, frozen=True, kw_only=True):
+    """Administrative state, MTU or both. Up in the host is what gives the sandbox its carrier."""
+
+    where: str
+    name: str
+    up: bool | None = None
+    mtu: int | None = None
+
+    def render(self) -> str:
+        words = [f"{_in(self.where)}ip link set {self.name}"]
+        if self.mtu is not None:
+            words.append(f"mtu {self.mtu}")
+        if self.up is not None:
+            words.append("up" if self.up else "down")
+        return " ".join(words)
+
+
+class AddAddress(_Operation, frozen=True, kw_only=True):
+    name: str
+    address: str  # with prefix length
+
+    def render(self) -> str:
+        return f"{_in('sandbox')}ip address add {self.address} dev {self.name} nodad"
+
+
+class AddRoute(_Operation, frozen=True, kw_only=True):
+    where: str
+    dev: str
+    route: Route
+    onlink: bool = False
+    kind: str = "unicast"
+
+    def inverse(self) -> Operation | None:
+        return None  # goes with the device
+
+    def render(self) -> str:
+        r = self.route
+        kind = "" if self.kind == "unicast" else f"{self.kind} "
+        words = [f"{_in(self.where)}ip route add {kind}{r.dst}"]
+        if r.gw:
+            words.append(f"via {r.gw}")
+        words.append(f"dev {self.dev}")
+        words += [
+            f"{word} {value}"
+            for word, value in (
+                ("metric", r.priority),
+                ("table", r.table),
+                ("scope", r.scope),
+                ("mtu", r.mtu),
+                ("advmss", r.advmss),
+            )
+            if value is not None
+        ]
+        if self.onlink:
+            words.append("onlink")
+        return " ".join(words)
+
+
+class AddNeighbour(_Operation, frozen=True, kw_only=True):
+    where: str
+    dev: str
+    address: str
+    mac: str
+
+    def render(self) -> str:
+        return f"{_in(self.where)}ip neighbour replace {self.address} lladdr {self.mac} dev {self.dev} nud permanent"
+
+
+class AttachProgram(_Operation, frozen=True, kw_only=True):
+    """``direction`` of the representor: ingress = from the sandbox. Pinned: it outlives the daemon."""
+
+    rep: str
+    port_id: str
+    direction: str
+
+    def inverse(self) -> Operation:
+        return DetachProgram(port_id=self.port_id, direction=self.direction)
+
+    def render(self) -> str:
+        program = "pw_from_port" if self.direction == "ingress" else "pw_to_port"
+        return f"bpftool net attach tcx_{self.direction} pinned progs/{program} dev {self.rep}"
+
+
+class DetachProgram(_Operation, frozen=True, kw_only=True):
+    port_id: str
+    direction: str
+
+    def render(self) -> str:
+        return f"rm links/{self.port_id}_{self.direction}"
+
+
+class PutPort(_Operation, frozen=True, kw_only=True):
+    """The port's entry in pw_ports, its limits and, if absent, its counters."""
+
+    rep: str
+    port_id: str
+    net_id: int
+    mac: str
+    gateway_mac: str
+    mtu: int
+    sandbox: int  # cookie of the sandbox's namespace
+    addresses: tuple[str, ...]
+    gateways: tuple[str, ...]
+    limits: Limits
+
+    def inverse(self) -> Operation:
+        return RemovePort(rep=self.rep, port_id=self.port_id)
+
+    def render(self) -> str:
+        return f"bpftool map update name pw_ports key ifindex({self.rep}) value port {self.port_id} net {self.net_id}"
+
+
+class RemovePort(_Operation, frozen=True, kw_only=True):
+    """Takes the device's entry and limits away; counters stay until ``ForgetPort``.
+
+    ``ifindex`` as recorded, 0 when the record never got to know it.
+    """
+
+    rep: str
+    port_id: str
+    ifindex: int = 0
+
+    def render(self) -> str:
+        return f"bpftool map delete name pw_ports key ifindex({self.rep})"
+
+
+class ForgetPort(_Operation, frozen=True, kw_only=True):
+    """Drops the counters of a port that is deleted."""
+
+    port_id: str
+
+    def render(self) -> str:
+        return f"bpftool map delete name pw_counters key {self.port_id}"
+
+
+class PutTargets(_Operation, frozen=True, kw_only=True):
+    """Makes the addresses reachable on the fast path: the last step of an attach."""
+
+    rep: str
+    port_id: str
+    net_id: int
+    mac: str
+    gateway_mac: str
+    mtu: int
+    sandbox: int
+    addresses: tuple[str, ...]
+    limited: bool
+
+    def inverse(self) -> Operation:
+        return RemoveTargets(port_id=self.port_id, addresses=self.addresses)
+
+    def render(self) -> str:
+        return f"bpftool map update name pw_addrs key {','.join(self.addresses)} value port {self.port_id}"
+
+
+class RemoveTargets(_Operation, frozen=True, kw_only=True):
+    port_id: str
+    addresses: tuple[str, ...]
+
+    def render(self) -> str:
+        return f"bpftool map delete name pw_addrs key {','.join(self.addresses)}"
+
+
+class PublishPorts(_Operation, frozen=True, kw_only=True):
+    """Port mappings as elements of our nft maps; stale conntrack of them is purged."""
+
+    port_id: str
+    mappings: tuple[PortMapping, ...]
+    addresses: tuple[PortAddress, ...]
+
+    def inverse(self) -> Operation:
+        return UnpublishPorts(port_id=self.port_id, mappings=self.mappings, addresses=self.addresses)
+
+    def render(self) -> str:
+        each = ", ".join(
+            f"{m.protocol} {m.host_ip or '*'}:{m.host_port} -> {m.container_port}" for m in self.mappings
+        )
+        return f"nft create element inet portwright dnat {{ {each} }}"
+
+
+class UnpublishPorts(_Operation, frozen=True, kw_only=True):
+    port_id: str
+    mappings: tuple[PortMapping, ...]
+    addresses: tuple[PortAddress, ...]
+
+    def render(self) -> str:
+        each = ", ".join(f"{m.protocol} {m.host_ip or '*'}:{m.host_port}" for m in self.mappings)
+        return f"nft delete element inet portwright dnat {{ {each} }}"
+
+
+Operation: TypeAlias = (
+    CreateVeth
+    | DeleteLink
+    | NameLink
+    | SetSysctl
+    | SetLink
+    | AddAddress
+    | AddRoute
+    | AddNeighbour
+    | AttachProgram
+    | DetachProgram
+    | PutPort
+    | RemovePort
+    | ForgetPort
+    | PutTargets
+    | RemoveTargets
+    | PublishPorts
+    | UnpublishPorts
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(tuple[Operation, ...])
+
+
+def encode(plan: tuple[Operation, ...]) -> bytes:
+    """A plan as the journal holds it."""
+    return _encoder.encode(plan)
+
+
+def decode(data: bytes) -> tuple[Operation, ...]:
+    """The inverse of ``encode``; raises ``msgspec.ValidationError``."""
+    return _decoder.decode(data)
+
+
+def undo(plan: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    """What takes back a plan of which any prefix was applied: the inverses, last first."""
+    inverses = (operation.inverse() for operation in reversed(plan))
+    return tuple(inverse for inverse in inverses if inverse is not None)
+
+
+def _in(where: str) -> str:
+    return "ip netns exec SANDBOX " if where == "sandbox" else ""

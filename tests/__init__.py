@@ -1,0 +1,1 @@
+"""The tests: unit, netns, dataplane, containers, lab, faults."""
