@@ -19,7 +19,8 @@ SHIM := src/portwright/cni/shim/portwright-cni
 SHIM_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Werror -static
 
 C_FILES = $(shell find src tests bench -name '*.[ch]' -not -name '*.skel.h' 2>/dev/null)
-PY_DIRS := src tests bench lab
+# mypy takes a folder without Python in it for a mistake.
+PY_DIRS := src tests lab $(if $(wildcard bench/*.py),bench)
 
 .PHONY: help setup build demo test lint bench prove lab clean
 
@@ -45,9 +46,9 @@ test: setup ## unit, netns, containers, conformance and fault tests on this kern
 	$(PYTHON) -m pytest -m "not lab" $(ARGS)
 
 lint: setup ## ruff, mypy --strict, clang-format
-	.venv/bin/ruff check $(wildcard $(PY_DIRS))
-	.venv/bin/ruff format --check $(wildcard $(PY_DIRS))
-	.venv/bin/mypy
+	.venv/bin/ruff check $(PY_DIRS)
+	.venv/bin/ruff format --check $(PY_DIRS)
+	.venv/bin/mypy $(PY_DIRS)
 	clang-format --dry-run -Werror $(C_FILES)
 
 # One command, one test, one kernel: make lab KERNEL=6.1 TEST=tests/netns/test_x.py::test_y

@@ -80,19 +80,29 @@ class Veth:
     peer_name: str
     peer_ifindex: int
 
-    def send(self, frame: bytes = TEST_FRAME, count: int = 1) -> None:
-        """Transmit ``frame`` on the first end: the peer receives it (its ingress).
+    @contextmanager
+    def sender(self, frame: bytes = TEST_FRAME) -> Iterator[Callable[[], None]]:
+        """A function that transmits ``frame`` on the first end: the peer receives it (its ingress).
 
         A drop at the first end's egress is told to the sender as ENOBUFS: not a failure here.
         """
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
             sock.bind((self.name, 0))
-            for _ in range(count):
+
+            def one() -> None:
                 try:
                     sock.send(frame)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
+
+            yield one
+
+    def send(self, frame: bytes = TEST_FRAME, count: int = 1) -> None:
+        """Transmit ``count`` frames, as :meth:`sender` does."""
+        with self.sender(frame) as one:
+            for _ in range(count):
+                one()
 
 
 def ip(*args: str) -> None:

@@ -21,7 +21,9 @@ FAILED = pytest.StashKey[bool]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--cni-profile`` and ``--cni-kills``; CNI_PROFILE and CNI_KILLS serve where this file loads late."""
     group = parser.getgroup("CNI conformance")
-    group.addoption("--cni-profile", metavar="NAME|PATH", help="plugin to test: portwright, ptp or a TOML file")
+    group.addoption(
+        "--cni-profile", metavar="NAME|PATH", help="plugin to test: portwright, ptp or a TOML file"
+    )
     group.addoption("--cni-kills", type=int, metavar="N", help="kill points of case 49 (default 12)")
 
 

@@ -78,7 +78,7 @@ class Profile:
         return self.versions[-1]
 
 
-def expand(value: Any, places: Mapping[str, str]) -> Any:  # noqa: ANN401  # any JSON value
+def expand(value: Any, places: Mapping[str, str]) -> Any:
     """``value`` with the ``{placeholders}`` in its strings filled in, at every depth."""
     if isinstance(value, str):
         for key, text in places.items():
@@ -116,7 +116,16 @@ def parse_profile(data: Mapping[str, Any], origin: str) -> Profile:
         raise ValueError(f"{origin}: missing keys {sorted(missing)}")
     plain = {
         key: data[key]
-        for key in ("name", "type", "chain_version", "config", "ipam", "prefix", "gateway", "expected_failures")
+        for key in (
+            "name",
+            "type",
+            "chain_version",
+            "config",
+            "ipam",
+            "prefix",
+            "gateway",
+            "expected_failures",
+        )
         if key in data
     }
     state = data.get("state", {})

@@ -59,7 +59,7 @@ def _published(lab: Lab, network: Json, sandbox: Sandbox, *mappings: Json) -> li
 
 
 def test_case_52_from_everywhere(lab: Lab, portmap: str) -> None:
-    """A published TCP port answers on 127.0.0.1, on the host's address, to the outside, to a neighbour and to itself."""
+    """A published TCP port answers to the host, also on 127.0.0.1, to the outside, a neighbour and itself."""
     network, sandbox, neighbour = lab.network(portmap=portmap, ipMasq=True), lab.sandbox(), lab.sandbox()
     (address,) = _published(lab, network, sandbox, _mapping(9999, 80))
     lab.add(network, neighbour)
@@ -70,6 +70,7 @@ def test_case_52_from_everywhere(lab: Lab, portmap: str) -> None:
         assert tcp_ask(host.outside, HOST4, 9999) == b"hello"
         assert tcp_ask(neighbour.ns, HOST4, 9999) == b"hello"
         assert tcp_ask(sandbox.ns, HOST4, 9999) == b"hello"
+    lab.delete(network, neighbour)
     lab.delete(network, sandbox)
     for client, target in ((host.ns, "127.0.0.1"), (host.ns, HOST4), (host.outside, HOST4)):
         assert tcp_refused(client, target, 9999)
@@ -170,12 +171,14 @@ RATE, BURST, PAYLOAD = 1_600_000, 160_000, 280_000  # bit/s, bit, byte: 1.3 s at
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_case_54_rate(lab: Lab, bandwidth: str, direction: str) -> None:
-    """A limited sandbox takes at least 0.9 s more than its unlimited neighbour, and the rate is really given."""
+    """A limited sandbox takes at least 0.9 s more than its unlimited neighbour, and gets the rate."""
     network, limited, neighbour = lab.network(bandwidth=bandwidth), lab.sandbox(), lab.sandbox()
     limits = {f"{direction}Rate": RATE, f"{direction}Burst": BURST}
     durations = []
     for sandbox, settings in ((neighbour, {}), (limited, limits)):
-        (address,) = ips_of(lab.add(network, sandbox, runtime_config={"bandwidth": settings} if settings else {}))
+        (address,) = ips_of(
+            lab.add(network, sandbox, runtime_config={"bandwidth": settings} if settings else {})
+        )
         with echo(sandbox.ns, address) as server:
             tcp_ask(lab.host.ns, address, server.port)  # neighbour entries are not what is measured
             start = time.monotonic()
@@ -187,7 +190,7 @@ def test_case_54_rate(lab: Lab, bandwidth: str, direction: str) -> None:
 
 
 def test_case_54_two_interfaces(lab: Lab, bandwidth: str) -> None:
-    """Two limited interfaces of one sandbox on one network don't get in each other's way (trap: ifb names)."""
+    """Two limited interfaces of one sandbox on one network do not collide."""
     ipam = lab.ipam(lab.subnet4())
     network = lab.network(bandwidth=bandwidth, ipam=ipam)
     second = lab.network(bandwidth=bandwidth, ipam=ipam | {"routes": []}, name=network["name"])
@@ -210,22 +213,24 @@ def test_case_54_half_a_limit(lab: Lab, bandwidth: str, half: str) -> None:
 
 
 def test_case_56_tuning(lab: Lab) -> None:
-    """tuning after us sets what it is asked to; CHECK of the chain accepts it, and DEL leaves nothing."""
-    tuning = TUNING | {
-        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
-        "promisc": True,
-        "mtu": 1400,
-    }
-    network, sandbox = lab.network(after=[tuning]), lab.sandbox()
+    """Chained tuning sets what it is asked to; CHECK of the chain accepts it, and DEL leaves nothing."""
+    network, sandbox = lab.network(after=[TUNING | {"promisc": True, "mtu": 1400}]), lab.sandbox()
     result = lab.add(network, sandbox)
     device = links(sandbox.ns)["eth0"]
     assert device["mtu"] == 1400
     assert device["promiscuity"] >= 1
-    assert sandbox.ns.read_sysctl("ipv4/conf/eth0/arp_filter") == "1"
     lab.check(network, sandbox)
     assert ping(lab.host.ns, ips_of(result)[0])
     lab.delete(network, sandbox)
     assert lab.leaks(sandbox.id, *ips_of(result)) == []
+
+
+def test_case_56_tuning_sysctl(lab: Lab) -> None:
+    """A sysctl of the interface can be set after us (tuning 1.1.1's own CHECK of IFNAME does not work)."""
+    sysctl = {"net.ipv4.conf.IFNAME.arp_filter": "1"}
+    network, sandbox = lab.network(after=[TUNING | {"sysctl": sysctl}]), lab.sandbox()
+    lab.add(network, sandbox)
+    assert sandbox.ns.read_sysctl("ipv4/conf/eth0/arp_filter") == "1"
 
 
 def test_case_56_tuning_changes_the_mac(lab: Lab) -> None:
@@ -238,7 +243,7 @@ def test_case_56_tuning_changes_the_mac(lab: Lab) -> None:
 
 
 def test_case_56_chain_fails_after_us(lab: Lab) -> None:
-    """A later plugin that fails (a sysctl that is none of the network's): the DEL that is due frees all of ours."""
+    """A later plugin fails (a sysctl that is none of the network's): the DEL that is due frees ours."""
     network = lab.network(after=[TUNING | {"sysctl": {"kernel.sched_rt_runtime_us": "1"}}], ipMasq=True)
     sandbox = lab.sandbox()
     lab.refused(network, sandbox)
@@ -344,7 +349,7 @@ def test_case_58_profile(own_lab: Lab, breaker: Breaker) -> None:
 
 
 def test_case_58_disable_check(lab: Lab) -> None:
-    """disableCheck is the runtime's business: it does not call."""
+    """With disableCheck the runtime does not call at all."""
     network, sandbox = lab.network(version=lab.profile.chain_version), lab.sandbox()
     lab.add(network, sandbox)
     sandbox.ns.ip_batch("link del eth0")

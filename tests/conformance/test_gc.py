@@ -21,7 +21,7 @@ def _three(lab: Lab) -> tuple[Json, list[Sandbox], list[str]]:
     return network, sandboxes, given
 
 
-def _gc(lab: Lab, network: Json, *, lists: tuple[str, ...], valid: Any) -> Outcome:  # noqa: ANN401
+def _gc(lab: Lab, network: Json, *, lists: tuple[str, ...], valid: Any) -> Outcome:
     return lab.raw(lab.config_of(network, **dict.fromkeys(lists, valid)), command="GC")
 
 
@@ -36,7 +36,9 @@ def _alive(lab: Lab, sandbox: Sandbox) -> bool:
         return tcp_ask(sandbox.ns, OUTSIDE4, server.port) == b"hello"
 
 
-@pytest.mark.parametrize("lists", [("cni.dev/valid-attachments",), ("cni.dev/valid-attachments", "cni.dev/attachments")])
+@pytest.mark.parametrize(
+    "lists", [("cni.dev/valid-attachments",), ("cni.dev/valid-attachments", "cni.dev/attachments")]
+)
 def test_case_59_frees_what_is_not_listed(lab: Lab, lists: tuple[str, ...]) -> None:
     """GC frees links, addresses and rules of what is not listed, leaves what is, and can be repeated."""
     network, (one, two, three), given = _three(lab)
@@ -63,9 +65,11 @@ def test_case_59_through_the_runtime(lab: Lab) -> None:
     assert all(sandbox.id not in lab.host.state_text() for sandbox in sandboxes[1:])
 
 
-@pytest.mark.parametrize("valid", ["absent", None, "nonsense", {}, [{"containerID": 7}], [{"ifname": "eth0"}]])
+@pytest.mark.parametrize(
+    "valid", ["absent", None, "nonsense", {}, [{"containerID": 7}], [{"ifname": "eth0"}]]
+)
 def test_case_59_no_list_deletes_nothing(lab: Lab, valid: object) -> None:
-    """A GC without a proper list, which ``cnitool gc`` sends, is refused: it must not mean 'delete every one'."""
+    """A GC without a proper list, as ``cnitool gc`` sends it, must not mean 'delete every one'."""
     network, sandboxes, _ = _three(lab)
     lists = () if valid == "absent" else ("cni.dev/valid-attachments",)
     outcome = _gc(lab, network, lists=lists, valid=valid)
@@ -110,14 +114,16 @@ def test_case_59_broken_one_in_the_middle(lab: Lab) -> None:
 
 
 def test_case_59_addresses_come_back(lab: Lab) -> None:
-    """After GC the freed addresses no longer count: a full pool is one no more, or says that it is resting."""
+    """After GC the freed addresses no longer count: they are given again, or said to be resting."""
     subnet = lab.subnet4()
     one = {"subnet": str(subnet), "rangeStart": str(subnet[10]), "rangeEnd": str(subnet[12])}
     network = lab.network(ipam=lab.ipam(ranges=[[one]]), version="1.1.0")
     sandboxes = [lab.sandbox() for _ in range(3)]
     given = [ips_of(lab.add(network, sandbox))[0] for sandbox in sandboxes]
     lab.runtime.forget()
-    assert _gc(lab, network, lists=("cni.dev/valid-attachments",), valid=_valid(*sandboxes[:2])).exit_code == 0
+    assert (
+        _gc(lab, network, lists=("cni.dev/valid-attachments",), valid=_valid(*sandboxes[:2])).exit_code == 0
+    )
     late = lab.sandbox()
     if "immediate_reuse" in lab.profile.features:
         assert ips_of(lab.add(network, late)) == given[2:]

@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.fix_bpf import descriptors
-from tests.fix_features import require_for_test
 
 from portwright.kernel.bpf import features, is_bpffs, mount_bpffs, umount_bpffs
 from portwright.model.errors import KernelFailed
+from tests.fix_bpf import descriptors
+from tests.fix_features import require_for_test
 
 pytestmark = pytest.mark.netns
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.fix_bpf import descriptors
 
 from portwright.kernel.bpf import Collection, CollectionSpec, Map, MapSpec, MapType, ProgramType
 from portwright.model.errors import Conflict, InvalidInput, KernelFailed, VerifierRejected
+from tests.fix_bpf import descriptors
 
 pytestmark = pytest.mark.netns
 

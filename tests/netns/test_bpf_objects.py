@@ -7,12 +7,10 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.fix_bpf import TEST_FRAME, Veth, ip, own_netns
-from tests.fix_features import require_for_test
 
 from portwright.kernel.bpf import (
     AttachType,
@@ -27,6 +25,9 @@ from portwright.kernel.bpf import (
     prog_query_tcx,
 )
 from portwright.model.errors import KernelFailed
+from tests.deadline import wait_until
+from tests.fix_bpf import TEST_FRAME, Veth, ip, own_netns
+from tests.fix_features import require_for_test
 
 pytestmark = pytest.mark.netns
 
@@ -140,7 +141,7 @@ def test_links_of_others_stay(zoo: Collection, veth: Veth) -> None:
 
 @pytest.mark.usefixtures("tcx")
 def test_pinned_link_outlives_everything(zoo: Collection, veth: Veth, bpffs: Path) -> None:
-    """With all descriptors closed a pinned link still works; unlinking the pin ends it at once."""
+    """With all descriptors closed a pinned link still works; unlinking the pin ends it."""
     path = bpffs / "link"
     counts = zoo.maps["counts"]
     with Link.attach_tcx(zoo.programs["drop_test"], veth.peer_ifindex, "ingress") as link:
@@ -154,47 +155,72 @@ def test_pinned_link_outlives_everything(zoo: Collection, veth: Veth, bpffs: Pat
         with Link.from_id(link.info().id) as same:
             assert link.info() == same.info()
     path.unlink()
+    # The kernel drops the last reference of a pin from a work queue: soon, not at once.
+    wait_until(lambda: not prog_query_tcx(veth.peer_ifindex, "ingress"), why="the unpinned link to end")
     veth.send()
 
     assert counted(counts, 3) == 1
-    assert prog_query_tcx(veth.peer_ifindex, "ingress") == []
+
+
+@pytest.fixture
+def slots(bpf_object: Callable[[str], Path]) -> Iterator[tuple[Collection, Collection]]:
+    """Two collections that share their counters; count_slot counts in slot 0 or 1, and drops."""
+    spec = CollectionSpec.load(bpf_object("zoo"))
+    first, second = ({"verdict": struct.pack("=I", 2), "slot": struct.pack("=Q", slot)} for slot in (0, 1))
+    with (
+        Collection.load(spec, constants=first) as old,
+        Collection.load(spec, constants=second, reuse={"counts": old.maps["counts"]}) as new,
+    ):
+        yield old, new
 
 
 @pytest.mark.usefixtures("tcx")
-def test_update_loses_no_packet(bpf_object: Callable[[str], Path], veth: Veth) -> None:
+def test_update_takes_effect(slots: tuple[Collection, Collection], veth: Veth) -> None:
+    """After update() the next packet meets the new program, under the same link."""
+    counts = slots[0].maps["counts"]
+    with Link.attach_tcx(slots[0].programs["count_slot"], veth.peer_ifindex, "ingress") as link:
+        link_id = link.info().id
+        for turn, collection in enumerate([slots[1], slots[0]] * 5, 1):
+            link.update(collection.programs["count_slot"])
+            assert [collection.programs["count_slot"].id] == prog_query_tcx(veth.peer_ifindex, "ingress")
+            veth.send()
+            assert (turn // 2, (turn + 1) // 2) == (counted(counts, 0), counted(counts, 1))
+        assert link.info().id == link_id
+
+
+@pytest.mark.usefixtures("tcx")
+def test_update_loses_no_packet(slots: tuple[Collection, Collection], veth: Veth) -> None:
     """While the program is replaced again and again, each packet meets exactly one of the two."""
-    spec = CollectionSpec.load(bpf_object("zoo"))
-    drop = {"verdict": struct.pack("=I", 2)}
-    sent = 4000
-    with (
-        Collection.load(spec, constants=drop | {"slot": struct.pack("=Q", 0)}) as old,
-        Collection.load(
-            spec, constants=drop | {"slot": struct.pack("=Q", 1)}, reuse={"counts": old.maps["counts"]}
-        ) as new,
-        Link.attach_tcx(old.programs["count_slot"], veth.peer_ifindex, "ingress") as link,
-    ):
-        both = [new.programs["count_slot"], old.programs["count_slot"]]
-        chance = random.Random(1)
-        done = threading.Event()
-        swaps = 0
+    counts = slots[0].maps["counts"]
+    programs = [collection.programs["count_slot"] for collection in slots]
+    chance, stop, sent = random.Random(1), threading.Event(), 0
 
-        def send() -> None:
-            try:
-                veth.send(count=sent)
-            finally:
-                done.set()
+    def send() -> None:
+        nonlocal sent
+        with veth.sender() as one:
+            while not stop.is_set():
+                one()
+                sent += 1
 
+    with Link.attach_tcx(programs[0], veth.peer_ifindex, "ingress") as link:
         thread = threading.Thread(target=send)
         thread.start()
-        while not done.is_set():
-            # At random: alternating falls into step with the sender's turns at the GIL.
-            link.update(chance.choice(both))
-            swaps += 1
-        thread.join()
-        by_program = [counted(old.maps["counts"], slot) for slot in (0, 1)]
+        try:
+            wait_until(lambda: counted(counts, 0), why="the stream's first packet")
 
-    assert sent == sum(by_program)
-    assert min(by_program) > 0, f"{swaps} replacements, {by_program}: the test proved nothing"
+            def swapped() -> bool:
+                for _ in range(100):
+                    # At random: alternating falls into step with the sender's turns at the GIL.
+                    link.update(chance.choice(programs))
+                return min(counted(counts, 0), counted(counts, 1)) > 100
+
+            wait_until(swapped, timeout=20, why="both programs to have met 100 packets")
+        finally:
+            stop.set()
+            thread.join()
+        met = counted(counts, 0) + counted(counts, 1)
+
+    assert met == sent
 
 
 @pytest.mark.usefixtures("tcx")

@@ -8,11 +8,11 @@ import select
 import struct
 
 import pytest
-from tests.fix_bpf import TEST_FRAME, Veth, descriptors, records
-from tests.fix_features import require_for_test
 
 from portwright.kernel.bpf import Collection, Link, RingBuffer
 from portwright.model.errors import KernelFailed
+from tests.fix_bpf import TEST_FRAME, Veth, descriptors, records
+from tests.fix_features import require_for_test
 
 pytestmark = pytest.mark.netns
 

@@ -7,11 +7,11 @@ import socket
 import struct
 
 import pytest
-from tests.fix_netns import NetnsFactory, open_fds
 
 from portwright.kernel import netlink, rtnl
 from portwright.kernel.netlink import Message, NetlinkSocket, Request, RequestFailed
 from portwright.model.errors import KernelFailed, NetlinkFailed
+from tests.fix_netns import NetnsFactory, open_fds
 
 pytestmark = pytest.mark.netns
 LO = 1

@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.deadline import wait_until
-from tests.fix_netns import NetnsFactory, open_fds, where
 
 from portwright.kernel import netns
 from portwright.model.errors import InvalidInput, KernelFailed
+from tests.deadline import wait_until
+from tests.fix_netns import NetnsFactory, open_fds, where
 
 pytestmark = pytest.mark.netns
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
-from tests.fix_netns import NetnsFactory
 
 from portwright.kernel import rtnl, sysctl
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import InvalidInput, KernelFailed
+from tests.fix_netns import NetnsFactory
 
 pytestmark = pytest.mark.netns
 

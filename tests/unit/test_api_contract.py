@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.fake_daemon import FakeDaemon
 
 import portwright
 from portwright.api import calls, methods
@@ -18,6 +17,7 @@ from portwright.api.registry import CONTRACT, Registry, convert_params, describe
 from portwright.api.request import Peer, Request
 from portwright.model import errors
 from portwright.model.errors import InvalidInput, NotFound, PortwrightError
+from tests.fake_daemon import FakeDaemon
 
 NAMES = [
     "doctor",

@@ -114,7 +114,7 @@ def test_the_kernel_joins_only_what_was_sent_before_a_descriptor() -> None:
         frame = encode(frames.JSON_REQUEST, b"with")
         assert frames.send_start(ours, frame, [passed.fileno()]) == len(frame)
         ours.sendall(encode(frames.JSON_REQUEST, b"after"))
-        decoder, found = FrameDecoder(), []
+        decoder, found = FrameDecoder(), list[frames.Frame]()
         while len(found) < 3:
             data, fds = frames.receive(theirs)
             found += decoder.feed(data, fds)

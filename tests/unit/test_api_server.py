@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.deadline import wait_until
-from tests.fake_daemon import FakeDaemon, Loop, Running, serving
 
 from portwright.api import connection, frames
 from portwright.api.frames import FrameDecoder, encode
 from portwright.api.request import Request
 from portwright.api.server import Server
 from portwright.model.errors import Conflict, InvalidInput
+from tests.deadline import wait_until
+from tests.fake_daemon import FakeDaemon, Loop, Running, serving
 
 
 @contextlib.contextmanager
@@ -45,7 +45,8 @@ def ask(request_id: int, method: str, **params: object) -> bytes:
 
 def read(sock: socket.socket, count: int) -> list[tuple[str, Any]]:
     """Read ``count`` frames: kind and content."""
-    decoder, found = FrameDecoder(frames.REPLY_KINDS, frames.MAX_REPLY), []
+    decoder = FrameDecoder(frames.REPLY_KINDS, frames.MAX_REPLY)
+    found: list[frames.Frame] = []
     while len(found) < count:
         data = sock.recv(1 << 16)
         assert data, f"closed after {found}"
@@ -55,7 +56,8 @@ def read(sock: socket.socket, count: int) -> list[tuple[str, Any]]:
 
 def read_to_end(sock: socket.socket) -> list[Any]:
     """Read until the server closes; return the JSON of the frames."""
-    decoder, found = FrameDecoder(frames.REPLY_KINDS, frames.MAX_REPLY), []
+    decoder = FrameDecoder(frames.REPLY_KINDS, frames.MAX_REPLY)
+    found: list[Any] = []
     with contextlib.suppress(ConnectionResetError):
         while data := sock.recv(1 << 16):
             found += [json.loads(frame.payload) for frame in decoder.feed(data)]
@@ -342,6 +344,23 @@ def test_requests_in_flight_are_bounded_and_none_is_lost(path: Path) -> None:
         assert sorted(content["id"] for _, content in read(sock, 3000)) == list(range(3000))
         sender.join()
     assert gate.most == connection.MAX_INFLIGHT
+
+
+def test_what_was_sent_before_a_half_close_is_answered(path: Path) -> None:
+    """A client may send, shut its side down and read: all answers come, then the end; streams don't begin."""
+
+    async def dispatch(request: Request) -> object:
+        async def silent() -> AsyncIterator[object]:
+            await asyncio.Event().wait()
+            yield 1
+
+        return silent() if request.method == "follow" else request.id
+
+    with serving(path, dispatch), connect(path) as sock:
+        sock.sendall(ask(0, "follow") + b"".join(ask(number, "x") for number in range(1, 300)))
+        sock.shutdown(socket.SHUT_WR)
+        answered = {answer["id"] for answer in read_to_end(sock)}
+    assert answered - {0} == set(range(1, 300))
 
 
 def test_an_id_in_use_is_refused(path: Path) -> None:

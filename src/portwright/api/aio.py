@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
@@ -65,16 +65,18 @@ class _Stream(Generic[P, R]):
     @overload
     def __get__(self, client: None, owner: type[AsyncClient]) -> Self: ...
     @overload
-    def __get__(self, client: AsyncClient, owner: type[AsyncClient]) -> Callable[P, AsyncIterator[R]]: ...
+    def __get__(
+        self, client: AsyncClient, owner: type[AsyncClient]
+    ) -> Callable[P, AsyncGenerator[R, None]]: ...
     def __get__(
         self, client: AsyncClient | None, owner: type[AsyncClient]
-    ) -> Self | Callable[P, AsyncIterator[R]]:
+    ) -> Self | Callable[P, AsyncGenerator[R, None]]:
         """Bind to a client."""
         if client is None:
             return self
         build = self._build
 
-        def follow(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+        def follow(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[R, None]:
             return client.follow(build(*args, **kwargs))
 
         follow.__doc__, follow.__name__ = build.__doc__, build.__name__
@@ -119,7 +121,7 @@ class AsyncClient:
             raise RequestTimeout(call.method, self._timeout or 0.0) from None
         return result_of(reply, call)
 
-    async def follow(self, call: Call[R]) -> AsyncIterator[R]:
+    async def follow(self, call: Call[R]) -> AsyncGenerator[R, None]:
         """Iterate over the events of a stream call, on a connection of its own, until it ends."""
         sock = await _connect(self._path)
         try:
@@ -248,7 +250,7 @@ async def _send(sock: socket.socket, request_id: int, call: Call[Any]) -> None:
             fds.append(open_netns(spec))
         sent = await _send_start(sock, data, fds)
         await loop.sock_sendall(sock, data[sent:])
-    except (BrokenPipeError, ConnectionResetError):
+    except OSError:
         pass
     finally:
         close_all(fds)

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
@@ -61,14 +61,16 @@ class _Stream(Generic[P, R]):
     @overload
     def __get__(self, client: None, owner: type[Client]) -> Self: ...
     @overload
-    def __get__(self, client: Client, owner: type[Client]) -> Callable[P, Iterator[R]]: ...
-    def __get__(self, client: Client | None, owner: type[Client]) -> Self | Callable[P, Iterator[R]]:
+    def __get__(self, client: Client, owner: type[Client]) -> Callable[P, Generator[R, None, None]]: ...
+    def __get__(
+        self, client: Client | None, owner: type[Client]
+    ) -> Self | Callable[P, Generator[R, None, None]]:
         """Bind to a client."""
         if client is None:
             return self
         build = self._build
 
-        def follow(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        def follow(*args: P.args, **kwargs: P.kwargs) -> Generator[R, None, None]:
             return client.follow(build(*args, **kwargs))
 
         follow.__doc__, follow.__name__ = build.__doc__, build.__name__
@@ -126,7 +128,7 @@ class Client:
                 raise
             return result_of(reply, call)
 
-    def follow(self, call: Call[R]) -> Iterator[R]:
+    def follow(self, call: Call[R]) -> Generator[R, None, None]:
         """Iterate over the events of a stream call, on a connection of its own, until it ends.
 
         Close the iterator, or let it go, to end the stream.

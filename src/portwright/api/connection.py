@@ -100,11 +100,18 @@ class Connection:
     # --- lifetime ---------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Take no more requests, end the streams, and close once the rest is answered and written."""
-        self._ending = True
+        """Take no more requests, end the streams, and close once the rest is answered and written.
+
+        Requests that have not begun are dropped.
+        """
         for request in self._waiting:
             request.close()
         self._waiting.clear()
+        self._read_to_end()
+
+    def _read_to_end(self) -> None:
+        """The peer sends no more: as :meth:`end`, but what it sent is carried out."""
+        self._ending = True
         for task in self._streams:
             task.cancel()
         self._update()
@@ -137,7 +144,7 @@ class Connection:
 
     def _update(self) -> None:
         """Start what may start, read if there is room, and close if all is done."""
-        while self._waiting and self._room() and not self._ending:
+        while self._waiting and self._room():
             self._start(self._waiting.popleft())
         room = self._room() and not self._waiting
         if not room or self._ending:
@@ -146,7 +153,7 @@ class Connection:
             self._reading = True
             self._partial_since = self._last_active = self._loop.time()  # the wait was ours
             self._loop.add_reader(self._sock, self._on_readable)
-        if self._ending and not self._tasks and not self._out:
+        if self._ending and not self._tasks and not self._waiting and not self._out:
             self.abort()
             if not self._told:
                 self._told = True
@@ -188,7 +195,7 @@ class Connection:
             return
         if not data:
             close_all(fds)
-            self.end()
+            self._read_to_end()
             return
         was_partial = self._decoder.partial
         try:
@@ -283,6 +290,8 @@ class Connection:
             self._streams[task] = request.id
             self._lost[request.id] = 0
             try:
+                if self._ending:  # it left, or we do, before the stream began
+                    return {"lost": 0}
                 async for event in events:
                     if self._out_bytes > STREAM_HIGH:
                         self._lost[request.id] += 1

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from portwright.cli.main import Settings
 from portwright.cli.network import route_text
 from portwright.cli.options import LabelType, PublishType, RateType, client_of, json_option
-from portwright.cli.output import print_facts, print_json, print_table, rate
+from portwright.cli.output import full, print_facts, print_json, print_table, rate
 from portwright.model.port import Limits, Port, PortMapping, PortState
+
+if TYPE_CHECKING:
+    from portwright.api.methods import DirectionStats
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -135,10 +138,22 @@ def list_(
 @json_option
 @click.pass_obj
 def show(settings: Settings, port: str, as_json: bool) -> None:
-    """Show PORT."""
+    """Show PORT and what it carried."""
     with client_of(settings) as client:
         found = client.port_show(port)
+        carried = next(iter(client.stats(found.port_id)), None)
+    if as_json:
+        counters = {name: getattr(carried, name) if carried else None for name in ("from_port", "to_port", "drops")}
+        print_json({**full(found), **counters})
+        return
     _print_port(found, as_json)
+    if carried is not None:
+        print_facts(
+            [
+                ("from_port  ", _direction(carried.from_port, carried.drops.from_port)),
+                ("to_port  ", _direction(carried.to_port, carried.drops.to_port)),
+            ]
+        )
 
 
 @port.command()
@@ -224,6 +239,13 @@ def workload(shown: Port) -> str:
         space = shown.labels.get("io.kubernetes.pod.namespace")
         return f"{space}/{pod}" if pod and space else shown.owner.container_id[:12]
     return shown.owner.name
+
+
+def _direction(carried: DirectionStats, dropped: int) -> str:
+    return (
+        f"{carried.total.packets} packets, {carried.total.bytes} bytes; "
+        f"{carried.slow_path.packets} by the slow path; {dropped} dropped"
+    )
 
 
 def _mapping(mapping: PortMapping) -> str:

@@ -99,7 +99,8 @@ _RULES = (
      "ct status dnat ip6 saddr . ip6 daddr @hairpin6 snat ip6 to ct original ip6 daddr"),
     ("postrouting", "host loopback4",
      f"oifname {_REP} ct status dnat ip saddr 127.0.0.0/8 snat ip to {LOOPBACK_SOURCE4}"),
-    ("postrouting", "host loopback6", f"oifname {_REP} ct status dnat ip6 saddr ::1 snat ip6 to {LOOPBACK_SOURCE6}"),
+    ("postrouting", "host loopback6",
+     f"oifname {_REP} ct status dnat ip6 saddr ::1 snat ip6 to {LOOPBACK_SOURCE6}"),
     ("postrouting", "masquerade4",
      f"ip saddr @masq4 ip daddr != @local4 ip daddr != {_ON_LINK4} masquerade"),
     ("postrouting", "masquerade6",
@@ -350,7 +351,7 @@ _Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _collapsed(nets: Iterable[_Net], version: int) -> list[_Net]:
-    if version == 4:  # noqa: PLR2004
+    if version == 4:
         return [*ipaddress.collapse_addresses(n for n in nets if isinstance(n, ipaddress.IPv4Network))]
     return [*ipaddress.collapse_addresses(n for n in nets if isinstance(n, ipaddress.IPv6Network))]
 

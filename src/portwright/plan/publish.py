@@ -149,7 +149,7 @@ def purges(
         bound = target.host or None
         if not added:
             purge = Purge(
-                proto=target.proto, family=target.family, orig_dst_port=target.host_port, orig_dst=bound,
+                proto=target.proto, family=_AF[target.family], orig_dst_port=target.host_port, orig_dst=bound,
                 reply_src=target.address, reply_src_port=target.port,
             )  # fmt: skip
         elif target.proto == "udp":
@@ -178,20 +178,19 @@ def loopback_access(
     the representor. ``lo``'s own has metric 0 and goes on serving everything else. Each route has a
     metric of its own, for two of the same metric would be one route to the kernel (EEXIST).
 
-    Raises InvalidInput as :func:`elements`, and for a ``rep_name`` that is not ``pw`` + hex digits.
+    Raises InvalidInput as :func:`elements`, and for a ``rep_name`` that is not ``pw`` and 8 hex digits.
     """
-    if not re.fullmatch(r"pw[0-9a-f]{8}", rep_name):
-        raise InvalidInput("rep_name", rep_name, "not a representor's name")
-    metric = int(rep_name[2:], 16) or 1
     sysctls: dict[tuple[str, str], None] = {}
     routes: dict[tuple[str, str, int], None] = {}
     for target in _targets(mappings, addresses):
         if target.host and not ipaddress.ip_address(target.host).is_loopback:
             continue
-        if target.family == 4:  # noqa: PLR2004
+        if target.family == 4:
             sysctls[f"net/ipv4/conf/{rep_name}/route_localnet", "1"] = None
         else:
-            routes["::1/128", "local", metric] = None
+            if not re.fullmatch(r"pw[0-9a-f]{8}", rep_name):
+                raise InvalidInput("rep_name", rep_name, "not a representor's name: pw and 8 hex digits")
+            routes["::1/128", "local", int(rep_name[2:], 16) or 1] = None
     return LoopbackAccess(sysctls=tuple(sysctls), local_routes=tuple(routes))
 
 

@@ -1,4 +1,4 @@
-"""A host to test on: a namespace with an uplink, an outside world behind it, and the plugin's daemon if any."""
+"""A host to test on: a namespace with an uplink, an outside world behind it, and the plugin's daemon."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Daemon:
         if self.running:
             return
         with self.log.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(
                 self._host.argv(self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

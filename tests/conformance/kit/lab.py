@@ -40,7 +40,7 @@ def ips_of(result: Mapping[str, Any]) -> list[str]:
 
 
 class Lab:
-    """A test's view of a host. Everything that it made is deleted by ``close``, which also looks for leaks."""
+    """A test's view of a host. ``close`` deletes all that it made, and looks for leaks."""
 
     _subnets = 0
 
@@ -65,7 +65,7 @@ class Lab:
         return sandbox
 
     def subnet4(self, prefix: int = 24) -> ipaddress.IPv4Network:
-        """An IPv4 subnet that no other test uses: a plugin may keep a network's ranges after its last port."""
+        """An IPv4 subnet that no other test uses: a plugin may keep a network after its last port."""
         Lab._subnets += 1
         base = ipaddress.ip_address("10.64.0.0") + Lab._subnets * 256
         return ipaddress.IPv4Network(f"{base}/{prefix}")
@@ -88,7 +88,7 @@ class Lab:
         base: Json = expand(self.profile.ipam, self.host.where)
         return base | {"ranges": sets, "routes": routes} | more
 
-    def network(  # noqa: PLR0913  # a configuration has that many independent parts
+    def network(
         self,
         *,
         ipam: Json | None = None,
@@ -121,7 +121,9 @@ class Lab:
         section = self.ipam(self.subnet4()) if ipam is None else ipam
         if section:
             config["ipam"] = section
-        plain = version or (self.profile.chain_version if before or after or chained else self.profile.version)
+        plain = version or (
+            self.profile.chain_version if before or after or chained else self.profile.version
+        )
         return {
             "cniVersion": plain,
             "name": name or f"conf-{self._tag}-{self._networks}",
@@ -130,7 +132,7 @@ class Lab:
 
     # -- verbs ----------------------------------------------------------------------------------------
 
-    def add(  # noqa: PLR0913
+    def add(
         self,
         network: Json,
         sandbox: Sandbox,
@@ -150,7 +152,13 @@ class Lab:
         return result
 
     def refused(
-        self, network: Json, sandbox: Sandbox, ifname: str = "eth0", *, args: str = "", **runtime_config: object
+        self,
+        network: Json,
+        sandbox: Sandbox,
+        ifname: str = "eth0",
+        *,
+        args: str = "",
+        **runtime_config: object,
     ) -> CniFailed:
         """An ADD that has to fail; its error. AssertionError if it succeeds or prints no error object."""
         try:
@@ -224,10 +232,11 @@ class Lab:
                 )
             except (CniFailed, AssertionError) as failure:
                 problems.append(f"DEL of {name} {sandbox.id} {ifname}: {failure}")
+        # Before the sandboxes go: the kernel would tidy up after a DEL that left its links.
+        problems += self.leaks(*(sandbox.id for sandbox in self._sandboxes), *sorted(self._seen))
         for sandbox in self._sandboxes:
             with contextlib.suppress(OSError):
                 sandbox.ns.delete()
-        problems += self.leaks(*(sandbox.id for sandbox in self._sandboxes), *sorted(self._seen))
         assert not problems, "left over: " + "\n".join(problems)
 
 

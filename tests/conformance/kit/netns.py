@@ -101,7 +101,7 @@ class Netns:
 
     def run(self, command: Sequence[str], *, check: bool = True, stdin: str = "") -> str:
         """Run a command inside; its standard output. RuntimeError with its stderr if it failed."""
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             self.argv(command), input=stdin, capture_output=True, text=True, timeout=30, check=False
         )
         if check and done.returncode != 0:

@@ -16,7 +16,7 @@ from .netns import Netns
 Json = dict[str, Any]
 
 
-class CniFailed(Exception):  # noqa: N818
+class CniFailed(Exception):
     """A plugin said no. ``code``, ``msg``, ``details`` are the error object's (code -1: it was not JSON)."""
 
     def __init__(self, verb: str, plugin: str, outcome: Outcome) -> None:
@@ -50,7 +50,9 @@ class Outcome:
         """The one JSON object that stdout holds; ValueError if it holds anything else."""
         value = json.loads(self.stdout)
         if not isinstance(value, dict):
-            raise ValueError(f"stdout is not a JSON object: {self.stdout[:200]!r}")
+            raise ValueError(  # noqa: TRY004  # the bytes are wrong, not the caller's type
+                f"stdout is not a JSON object: {self.stdout[:200]!r}"
+            )
         return value
 
     def error(self) -> Json:
@@ -76,7 +78,7 @@ class Execution:
 
     def __init__(self, binary: Path, env: Mapping[str, str], stdin: bytes, host: Netns | None) -> None:
         argv = [str(binary)] if host is None else host.argv([str(binary)])
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(
             argv,
             env=dict(env),
             stdin=subprocess.PIPE,

@@ -104,7 +104,7 @@ class Runtime:
         runtime_config: Mapping[str, Any] | None = None,
         args: str = "",
     ) -> Json:
-        """ADD through the list; the final result. CniFailed at the first plugin that fails (DEL is due then)."""
+        """ADD through the list; the final result. CniFailed at the first plugin that fails (a DEL is due)."""
         env = self.environment("ADD", container_id, str(netns), ifname, args)
         result: Json | None = None
         for plugin in conflist["plugins"]:
@@ -156,7 +156,7 @@ class Runtime:
     def check(
         self, conflist: Mapping[str, Any], container_id: str, netns: str | Path, ifname: str = "eth0"
     ) -> None:
-        """CHECK in order with the cached result (KeyError if there was no ADD). CniFailed if a plugin objects."""
+        """CHECK in order with the cached result (KeyError without an ADD). CniFailed if one objects."""
         if conflist.get("disableCheck"):
             return
         cached = self.cache[conflist["name"], container_id, ifname]
@@ -178,7 +178,9 @@ class Runtime:
             except CniFailed as error:
                 failures.append(error)
         if version_key(conflist["cniVersion"]) >= (1, 1, 0) and not conflist.get("disableGC"):
-            listed = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in sorted(keep)]
+            listed = [
+                {"containerID": container_id, "ifname": ifname} for container_id, ifname in sorted(keep)
+            ]
             extra = {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}
             for plugin in conflist["plugins"]:
                 config = self.plugin_config(conflist, plugin, {}, None) | extra

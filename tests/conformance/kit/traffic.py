@@ -83,7 +83,7 @@ class Server:
         return False
 
     def wait_for(self, wanted: Callable[[bytes, str], bool], timeout: float = 5) -> bool:
-        """True once something has arrived for which ``wanted(data, peer address)``; False after ``timeout``."""
+        """True once something has arrived for which ``wanted(data, peer)``; False after ``timeout``."""
         with self._arrival:
             return self._arrival.wait_for(lambda: any(wanted(*one) for one in self.received), timeout)
 
@@ -102,7 +102,7 @@ class Server:
 def tcp_ask(
     ns: Netns, address: str, port: int, payload: bytes = b"hello", *, timeout: float = 5, source: str = ""
 ) -> bytes:
-    """Connect from ``ns``, send, and return as many bytes as were sent. OSError if it can't be done in time."""
+    """Connect from ``ns``, send, return as much as was sent. OSError if it takes too long."""
 
     def ask() -> bytes:
         deadline = time.monotonic() + timeout
@@ -144,7 +144,7 @@ def tcp_refused(ns: Netns, address: str, port: int, *, timeout: float = 0.7) -> 
 def udp_ask(
     ns: Netns, address: str, port: int, payload: bytes = b"hello", *, source_port: int = 0, timeout: float = 5
 ) -> bytes:
-    """Send a datagram from ``ns`` and return the answer; repeats it each 0.3 s. TimeoutError after ``timeout``."""
+    """Send a datagram from ``ns`` (again each 0.3 s), return the answer. TimeoutError after ``timeout``."""
 
     def ask() -> bytes:
         with socket.socket(_FAMILY[family_of(address)], socket.SOCK_DGRAM) as client:
@@ -165,7 +165,20 @@ def udp_ask(
 def ping(ns: Netns, address: str, *, timeout: float = 3, device: str = "") -> bool:
     """True once one of a few echo requests from ``ns`` is answered within ``timeout`` seconds."""
     target = f"{address}%{device}" if device and address.startswith("fe80") else address
-    command = ["timeout", str(timeout), "ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", str(int(timeout)), target]
+    command = [
+        "timeout",
+        str(timeout),
+        "ping",
+        "-n",
+        "-q",
+        "-c",
+        "1",
+        "-i",
+        "0.2",
+        "-w",
+        str(int(timeout)),
+        target,
+    ]
     try:
         ns.run(command)
     except RuntimeError:

@@ -83,7 +83,9 @@ class OwnedFd:
         """Give the kernel object a name in a bpffs, which keeps it alive without us.
 
         KernelFailed: EEXIST when the name is taken, EPERM when ``path`` is not in a bpffs.
-        To unpin, unlink the path.
+        To unpin, unlink the path. The kernel then drops the pin's reference from a work queue:
+        when it was the last, the object is gone soon, but not when unlink(2) returns. Where that
+        matters (the next attachment of the same program), detach a link first.
         """
         ret = _libbpf.bpf_obj_pin(self.fd, os.fsencode(path))
         if ret < 0:

@@ -1,0 +1,73 @@
+"""The lab's runner without a guest: which kernels and tests it picks, and how it words a result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import boot, kernels
+from lab.__main__ import main, marked
+
+
+def unpacked(folder: Path, *releases: str) -> None:
+    """Folders that look like unpacked kernels."""
+    for release in releases:
+        modules = folder / release / "lib" / "modules" / release
+        modules.mkdir(parents=True)
+        (modules / "modules.dep").touch()
+
+
+def test_newest_build_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds are ordered by number, not by letter, and 6.1 is not mistaken for 6.12."""
+    monkeypatch.setenv("PORTWRIGHT_LAB_KERNELS", str(tmp_path))
+    unpacked(tmp_path, "6.1.0-9-amd64", "6.1.0-56-amd64", "6.12.88+deb12-amd64", "6.12.117+deb12-amd64")
+
+    found = [kernels.fetched(name) for name in ("6.1", "6.12")]
+
+    assert [k and k.release for k in found] == ["6.1.0-56-amd64", "6.12.117+deb12-amd64"]
+
+
+def test_half_unpacked_kernel_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel counts as there only with its modules.dep, which is made last."""
+    monkeypatch.setenv("PORTWRIGHT_LAB_KERNELS", str(tmp_path))
+    (tmp_path / "6.1.0-56-amd64" / "lib" / "modules" / "6.1.0-56-amd64").mkdir(parents=True)
+
+    assert kernels.fetched("6.1") is None
+
+
+def test_unknown_kernel_is_refused() -> None:
+    """The error names the kernels that there are."""
+    with pytest.raises(kernels.LabError, match=r"no kernel 5\.10: the lab has 6\.1, 6\.12"):
+        kernels.fetched("5.10")
+
+
+def test_marked_files_are_found() -> None:
+    """Files that carry the mark are run under other kernels, and files without it are not."""
+    chosen = marked("netns")
+
+    assert "tests/lab/test_lab_guest.py" in chosen
+    assert "tests/unit/test_layers.py" not in chosen
+
+
+def test_wrong_test_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped test is refused before anything boots, with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--kernel", "6.1", "tests/netns/no_such_file.py::test_x"])
+
+    assert stopped.value.code == 2
+    assert "no such test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "ok"),
+    [(0, "", True), (1, "", False), (None, "the guest died", False), (5, "no test was run", False)],
+)
+def test_only_tests_that_ran_and_passed_are_a_pass(status: int | None, problem: str, ok: bool) -> None:
+    """Failure, death and silence all count as failures, and the summary line says which."""
+    kernel = kernels.Kernel("6.1", "6.1.0-56-amd64", Path("/nowhere"))
+    outcome = boot.Outcome(kernel, status, passed=3, problem=problem)
+
+    assert outcome.ok is ok
+    assert ("PASS" in str(outcome)) is ok
+    assert problem in str(outcome)
