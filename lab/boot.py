@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ GUEST = Path(__file__).with_name("guest.sh")
 
 NO_TESTS = 5
 """pytest's exit status when nothing was collected."""
+
+NOT_COPIED = {".venv", ".git", "build/lab", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+"""What of the checkout the guest's copy is without; .venv is there all the same, shared."""
 
 _POLL = 0.2  # seconds between looks at the guest's output
 
@@ -82,6 +86,7 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_job(folder, kernel, pytest_args)
+    _copy_project(folder / "project.tar")
     began = time.monotonic()
     with (folder / "console").open("wb") as console:
         try:
@@ -134,9 +139,9 @@ def _write_job(folder: Path, kernel: Kernel, pytest_args: Sequence[str]) -> None
     """What guest.sh reads, as shell variables; and guest.sh itself."""
     shutil.copy(GUEST, folder / "guest.sh")
     # Parents before children, or binding the parent would hide the child.
-    folders = sorted({"/usr", "/opt", sys.base_prefix, str(PROJECT)} - {"/"})
+    folders = sorted({"/usr", "/opt", sys.base_prefix} - {"/"})
     folders = [f for f in folders if Path(f).is_dir() and not f.startswith("/usr/")]
-    pytest = [*pytest_args, "-p", "no:cacheprovider", "--junitxml=/run/lab/junit.xml"]
+    pytest = [*pytest_args, "--junitxml=/run/lab/junit.xml"]
     (folder / "job").write_text(
         f"PROJECT={shlex.quote(str(PROJECT))}\n"
         f"KERNEL={shlex.quote(kernel.name)}\n"
@@ -144,6 +149,24 @@ def _write_job(folder: Path, kernel: Kernel, pytest_args: Sequence[str]) -> None
         f"FOLDERS=({shlex.join(folders)})\n"
         f"PYTEST=({shlex.join(pytest)})\n"
     )
+
+
+def _copy_project(tar: Path) -> None:
+    """Pack the checkout as it is now; what is ignored by git goes along, but for the largest of it."""
+
+    def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if entry.name in NOT_COPIED else entry
+
+    for attempt in range(3):
+        try:
+            with tarfile.open(tar, "w") as file:
+                for path in sorted(PROJECT.iterdir()):
+                    file.add(path, path.name, filter=wanted)
+        except OSError:  # a file was saved just now: it was gone, or shorter than it had been
+            if attempt == 2:
+                raise
+        else:
+            return
 
 
 def _follow(
@@ -201,6 +224,7 @@ def _outcome(kernel: Kernel, folder: Path, seconds: float, over_limit: float | N
     passed, failed, skipped = _counts(folder / "junit.xml")
     if status == NO_TESTS:
         problem = "no test was run"
+    (folder / "project.tar").unlink()
     ok = status == 0 and not problem
     return Outcome(kernel, status, passed, failed, skipped, seconds, problem, None if ok else folder)
 

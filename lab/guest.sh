@@ -12,11 +12,17 @@ result=$1
 cached=/run/lab-cached
 mkdir -p $cached
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any lab-root $cached
-# The project is there also when it lies below /tmp or /var/tmp, which are the guest's own.
 mount -t tmpfs tmpfs /tmp
 for folder in "${FOLDERS[@]}"; do
-	mkdir -p "$folder" && mount --bind "$cached$folder" "$folder"
+	mount --bind "$cached$folder" "$folder"
 done
+# The project is a copy from the moment when the run began, so that it can be edited meanwhile (a file
+# that changes under cache=loose is read as garbage). Where it lies may be the guest's own /tmp.
+mkdir -p "$PROJECT"
+mount -t tmpfs tmpfs "$PROJECT"
+tar -C "$PROJECT" -xf "$result/project.tar"
+mkdir "$PROJECT/.venv"
+mount --bind "$cached$PROJECT/.venv" "$PROJECT/.venv"
 # /usr above hid virtme-ng's /lib/modules.
 mount -t tmpfs tmpfs /lib/modules
 ln -s "$cached$MODULES" "/lib/modules/$(uname -r)"
@@ -32,7 +38,7 @@ mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/netns
 ip link set lo up
 
-export HOME=/root TMPDIR=/tmp LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
+export HOME=/root TMPDIR=/tmp LANG=C.UTF-8
 export PORTWRIGHT_LAB_KERNEL=$KERNEL
 export PATH=$PROJECT/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 cd "$PROJECT" || exit 1

@@ -131,8 +131,10 @@ def veth() -> Iterator[Veth]:
     """A veth pair, up; the thread is in its namespace until the end of the test."""
     with own_netns():
         ip("link", "add", "bpf0", "type", "veth", "peer", "name", "bpf1")
-        ip("link", "set", "bpf0", "up")
+        # The peer first: an end that is opened without carrier gets its transmit queue later, from the
+        # kernel's link watch, and drops without a word until then (net/sched/sch_generic.c: dev_activate).
         ip("link", "set", "bpf1", "up")
+        ip("link", "set", "bpf0", "up")
         yield Veth("bpf0", socket.if_nametoindex("bpf0"), "bpf1", socket.if_nametoindex("bpf1"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,10 @@ def test_devices_and_hooks_load_on_demand() -> None:
 
 
 def test_host_is_out_of_reach(tmp_path: Path) -> None:
-    """Tests may write to their temporary folder, and can't write to the checkout that they came from."""
+    """Tests may write to their temporary folder and copy of the checkout, not to what the host shares."""
     (tmp_path / "x").write_text("x")
+    (Path(__file__).parent / "x").write_text("x")
 
-    with pytest.raises(OSError, match="Read-only"):
-        (Path(__file__).parent / "x").write_text("x")
+    for shared in (Path(sys.prefix), Path("/usr")):
+        with pytest.raises(OSError, match="Read-only"):
+            (shared / "x").write_text("x")

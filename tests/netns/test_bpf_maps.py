@@ -18,6 +18,7 @@ from portwright.kernel.bpf import (
     Map,
     MapSpec,
     MapType,
+    _libbpf,
     possible_cpus,
 )
 from portwright.model.errors import KernelFailed
@@ -313,3 +314,22 @@ def test_forgotten_map_warns_and_is_closed() -> None:
     with pytest.raises(KernelFailed) as caught:
         Map.from_id(map_id)  # the id goes with the last descriptor, the memory later
     assert caught.value.errno == ENOENT
+
+
+@pytest.mark.parametrize("name", ["hash", "prefixes", "counts"])
+def test_without_batches(zoo: Collection, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Where the kernel has no batches for a type, every method gives the same, entry by entry."""
+    for function in ("bpf_map_lookup_batch", "bpf_map_update_batch", "bpf_map_delete_batch"):
+        monkeypatch.setattr(_libbpf, function, lambda *_: -_libbpf.ENOTSUPP)
+    table = zoo.maps[name]
+    if name == "counts":
+        assert [key for key, _ in table.items_percpu()] == [u32(n) for n in range(4)]
+        return
+    keys = [lpm(32, n) if name == "prefixes" else u32(n) for n in range(200)]
+    entries = [(key, bytes(table.value_size)) for key in keys]
+
+    table.update_batch(entries)
+    assert sorted(table.items()) == sorted(entries)
+    table.delete_batch([keys[0], *keys[:100]])
+    assert sorted(table.keys()) == sorted(keys[100:])
+    assert sum(table.delete(key) for key in table.keys()) == 100  # noqa: SIM118 -- a Map is no dict

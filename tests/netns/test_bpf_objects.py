@@ -31,7 +31,7 @@ from tests.fix_features import require_for_test
 
 pytestmark = pytest.mark.netns
 
-ENOENT, EEXIST, ENODEV, ENOLINK = 2, 17, 19, 67
+ENOENT, EEXIST, ENODEV, ENOSPC, ENOLINK = 2, 17, 19, 28, 67
 
 
 def counted(table: Map, key: int) -> int:
@@ -73,10 +73,10 @@ def test_run_sees_the_inner_map_of_now(zoo: Collection) -> None:
 
 def test_run_of_a_program_that_grows_the_frame(zoo: Collection) -> None:
     """The frame comes back in its new length; too small a buffer is ENOSPC and not a cut frame."""
-    run = zoo.programs["push_tag"].test_run(TEST_FRAME, repeat=1)
-    assert run.retval == 0
-    with pytest.raises(KernelFailed):
-        zoo.programs["push_tag"].test_run(TEST_FRAME, data_out_size=16)
+    assert zoo.programs["grow"].test_run(TEST_FRAME).data == TEST_FRAME + bytes(8)
+    with pytest.raises(KernelFailed) as caught:
+        zoo.programs["grow"].test_run(TEST_FRAME, data_out_size=len(TEST_FRAME))
+    assert caught.value.errno == ENOSPC
 
 
 def test_run_repeats(zoo: Collection) -> None:
@@ -268,6 +268,21 @@ def test_same_program_twice(zoo: Collection, veth: Veth) -> None:
         with pytest.raises(KernelFailed) as caught:
             Link.attach_tcx(zoo.programs["emit"], veth.ifindex, "egress")
         assert caught.value.errno == EEXIST
+
+
+def test_netkit_links(zoo: Collection) -> None:
+    """Both ends of a netkit pair take a link through the primary's index, and say which end it is."""
+    require_for_test("netkit")
+    with own_netns():
+        ip("link", "add", "bpf0", "type", "netkit")
+        ifindex = socket.if_nametoindex("bpf0")
+        with (
+            Link.attach_netkit(zoo.programs["emit"], ifindex, "primary") as primary,
+            Link.attach_netkit(zoo.programs["emit"], ifindex, "peer") as peer,
+        ):
+            assert (primary.info().type, peer.info().type) == (LinkType.NETKIT, LinkType.NETKIT)
+            assert primary.info().attach_type is AttachType.NETKIT_PRIMARY
+            assert peer.info().attach_type is AttachType.NETKIT_PEER
 
 
 def test_xdp_link(zoo: Collection, veth: Veth) -> None:

@@ -45,8 +45,17 @@ def test_a_batch_goes_on_after_a_refusal_and_names_the_first(netns_factory: Netn
         assert isinstance(error, RequestFailed)
         assert (error.errno, error.index, error.failed) == (errno.EEXIST, 1, (1, 2))
         assert error.request == "ip addr add 10.0.0.1/32 dev if1"
-        assert error.extack  # both kernels that we support explain this one
         assert _addresses(sock) == {"10.0.0.1", "10.0.0.2"}
+
+
+def test_the_kernels_own_sentence_is_passed_on(netns_factory: NetnsFactory) -> None:
+    """What extack says is in the error and in its text, beside the command."""
+    with NetlinkSocket(netns_fd=netns_factory().fd) as sock:
+        with pytest.raises(NetlinkFailed) as caught:
+            sock.execute([rtnl.route_add("10.9.0.0/16", gw="192.0.2.1")])
+        assert "gateway" in caught.value.extack
+        assert caught.value.extack in str(caught.value)
+        assert "ip route add 10.9.0.0/16 via 192.0.2.1" in str(caught.value)
 
 
 def test_execute_until_failure_stops(netns_factory: NetnsFactory) -> None:

@@ -1,4 +1,4 @@
-"""Links, addresses, routes and neighbours: what our requests make, and what our readers see, is what ip sees."""
+"""Links, addresses, routes and neighbours: what we make and what we read is what ip sees."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 from portwright.kernel import rtnl
 from portwright.kernel.netlink import NetlinkSocket, Request, RequestFailed
+from portwright.kernel.rtnl import LinkInfo
+from portwright.model.errors import InvalidInput
 from tests.deadline import wait_until
 from tests.fix_netns import NetnsFactory, TestNetns
 
@@ -41,8 +43,15 @@ def pair(netns_factory: NetnsFactory) -> Iterator[Pair]:
 
 def veth(name: str, peer_netns_fd: int, **more: int) -> Request:
     return rtnl.veth_create(
-        name, mac=MAC, mtu=1500, peer_name="eth0", peer_mac=PEER_MAC, peer_mtu=1400, peer_netns_fd=peer_netns_fd, **more
-    )  # fmt: skip
+        name,
+        mac=MAC,
+        mtu=1500,
+        peer_name="eth0",
+        peer_mac=PEER_MAC,
+        peer_mtu=1400,
+        peer_netns_fd=peer_netns_fd,
+        **more,
+    )
 
 
 def index_of(sock: NetlinkSocket, name: str) -> int:
@@ -89,10 +98,12 @@ def test_everything_about_a_link_is_read(pair: Pair) -> None:
         ]
     )
     pair.s.execute([rtnl.link_set(pair.dev, up=True)])
-    info = wait_until(
-        lambda: next((i for i in rtnl.links(pair.h) if i.name == "pw1" and i.operstate == "up"), None),
-        why="carrier",
-    )
+
+    def carried() -> LinkInfo | None:
+        return next((i for i in rtnl.links(pair.h) if i.name == "pw1" and i.operstate == "up"), None)
+
+    info = wait_until(carried, why="carrier")
+    assert info is not None
     (seen,) = ip(pair.host, "link", "show", "pw1")
     assert info.altnames == ("short-alt", long) == tuple(seen["altnames"])
     assert info.alias == "pod a/b" == seen["ifalias"]
@@ -117,7 +128,8 @@ def test_an_absent_link_is_none_or_enodev(pair: Pair) -> None:
     assert rtnl.link_by_name(pair.h, "nobody") is None
     assert rtnl.link_by_name(pair.h, "a-very-long-name-of-nobody") is None
     assert rtnl.link_by_index(pair.h, 999_999) is None
-    assert rtnl.addresses(pair.h, 999_999) == rtnl.neighbours(pair.h, 999_999) == []
+    assert rtnl.addresses(pair.h, 999_999) == []
+    assert rtnl.neighbours(pair.h, 999_999) == []
     assert rtnl.routes(pair.h, oif=999_999) == []
     for request in (rtnl.link_set("nobody", up=True), rtnl.link_del(999_999)):
         with pytest.raises(RequestFailed) as caught:
@@ -155,6 +167,22 @@ def test_deleting_one_end_takes_the_other(pair: Pair) -> None:
     """Both ends are gone once the delete is acknowledged."""
     pair.h.execute([rtnl.link_del("pw1")])
     assert [i.name for i in rtnl.links(pair.h) + rtnl.links(pair.s)] == ["lo", "lo"]
+
+
+def test_a_group_is_deleted_as_one_and_nothing_else(netns_factory: NetnsFactory) -> None:
+    """Every link of the group goes, the others stay; group 0, where everything is, is refused."""
+    host = netns_factory()
+    sandboxes = [netns_factory() for _ in range(4)]
+    with NetlinkSocket(netns_fd=host.fd) as sock:
+        sock.execute([veth(f"pw{n}", ns.fd) for n, ns in enumerate(sandboxes)])
+        sock.execute([rtnl.link_set(f"pw{n}", group=7777) for n in range(3)])
+        sock.execute([rtnl.link_del_group(7777)])
+        assert [i.name for i in rtnl.links(sock)] == ["lo", "pw3"]
+        with pytest.raises(RequestFailed) as caught:
+            sock.execute([rtnl.link_del_group(7777)])
+        assert caught.value.errno == errno.ENODEV
+    with pytest.raises(InvalidInput):
+        rtnl.link_del_group(0)
 
 
 def test_a_long_list_of_links_is_read_whole(netns_factory: NetnsFactory) -> None:
@@ -202,7 +230,7 @@ def test_counters_are_the_devices(pair: Pair) -> None:
 
 @BOTH
 def test_addresses_come_and_go(pair: Pair, family: int) -> None:
-    """Usable at once (nodad), with the prefix, scope and flags given; a second time EEXIST; gone after del."""
+    """Usable at once (nodad), with the prefix, scope and flags given; EEXIST twice; gone after del."""
     cidr = "10.0.0.2/24" if family == socket.AF_INET else "fd00::2/64"
     pair.s.execute(
         [
@@ -214,7 +242,7 @@ def test_addresses_come_and_go(pair: Pair, family: int) -> None:
     assert f"{info.address}/{info.prefixlen}" == cidr
     assert (info.index, info.scope) == (pair.dev, 0)
     assert not info.flags & 0x40  # IFA_F_TENTATIVE
-    assert not [r for r in rtnl.routes(pair.s, table=254, family=family)]
+    assert rtnl.routes(pair.s, table=254, family=family) == []
     with pytest.raises(RequestFailed) as caught:
         pair.s.execute([rtnl.addr_add(pair.dev, cidr)])
     assert caught.value.errno == errno.EEXIST
@@ -306,8 +334,10 @@ def test_the_uplink_is_the_default_route_of_lowest_metric(pair: Pair, family: in
     assert found is not None
     assert found.name == "pw2"
     pair.host.run(
-        ["ip", "-4" if four else "-6", "route", "add", "default", "metric", "50"]
-        + ["nexthop", "via", gw1, "dev", "pw1", "nexthop", "via", gw2, "dev", "pw2"]
+        [
+            *("ip", "-4" if four else "-6", "route", "add", "default", "metric", "50"),
+            *("nexthop", "via", gw1, "dev", "pw1", "nexthop", "via", gw2, "dev", "pw2"),
+        ]
     )
     found = rtnl.default_uplink(pair.h, family)
     assert found is not None

@@ -15,7 +15,7 @@ GW_MAC, ROUNDS = "ee:ee:ee:ee:ee:ee", 30
 
 
 def test_a_slot_costs_a_few_milliseconds(netns_factory: NetnsFactory) -> None:
-    """Veth, alias and altnames, 2 addresses, 6 routes, 2 neighbours, up; then the delete: medians."""
+    """Veth, alias and altnames, 2 addresses, 6 routes, 4 neighbours, up; then the delete: medians."""
     host = netns_factory()
     made, deleted = [], []
     with NetlinkSocket(netns_fd=host.fd) as h:

@@ -14,7 +14,7 @@ import pytest
 import portwright
 from portwright.api import frames
 from portwright.api.methods import DropEvent, LimitsChange
-from portwright.api.paths import netns_path, socket_path
+from portwright.api.paths import NetnsSpec, netns_path, socket_path
 from portwright.api.request import Request
 from portwright.model.errors import DaemonUnavailable, InvalidInput, NotFound
 from tests.fake_daemon import BLUE, PORT_ID, FakeDaemon, make_port, serving
@@ -93,7 +93,9 @@ def test_the_sandboxes_namespace_is_passed_as_a_descriptor(path: Path, daemon: F
     own = "/proc/self/ns/net"
     fd = os.open(own, os.O_RDONLY)
     try:
-        forms: dict[str, NetnsSpec] = {"path": own, "pid": f"pid:{os.getpid()}", "descriptor": fd, "pathlike": Path(own)}[form]
+        by_pid = f"pid:{os.getpid()}"
+        forms: dict[str, NetnsSpec] = {"path": own, "pid": by_pid, "descriptor": fd, "pathlike": Path(own)}
+        spec = forms[form]
         with portwright.Client(path) as client:
             client.port_create("blue", spec)
             client.port_plug("web", spec)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from portwright.kernel.bpf import AttachType, LibbpfTooOld, MapType, _libbpf, features
@@ -84,6 +87,31 @@ def test_absent_function_names_the_version() -> None:
     assert caught.value.need == "libbpf >= 9.9"
     assert _libbpf.LIBBPF_VERSION in str(caught.value)
     assert isinstance(caught.value, KernelTooOld)
+
+
+def test_without_libbpf() -> None:
+    """On a machine without libbpf everything imports, and the first use says what to install."""
+    program = (
+        "import ctypes\n"
+        "real = ctypes.CDLL\n"
+        "def without(name, **options):\n"
+        "    if name and 'libbpf' in name: raise OSError(name)\n"
+        "    return real(name, **options)\n"
+        "ctypes.CDLL = without\n"
+        "from portwright.kernel import bpf\n"
+        "from portwright.kernel.bpf import features\n"
+        "print(features.probe('tcx').supported)\n"
+        "try: bpf.Map.from_id(1)\n"
+        "except bpf.LibbpfTooOld as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    supported, message = done.stdout.splitlines()
+
+    assert supported == "False"
+    assert message == (
+        "bpf_map_get_fd_by_id needs libbpf >= 1.0; this system has no libbpf.so.1"
+        " (Debian: apt install libbpf1)"
+    )
 
 
 def test_feature_requirement() -> None:

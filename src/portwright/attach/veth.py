@@ -165,13 +165,8 @@ def _sandbox(port: Port) -> list[Operation]:
     gateways = list(dict.fromkeys(a.gateway for a in port.addresses))
     for gateway in gateways:
         if not gateway.startswith("fe80:"):
-            ops.append(
-                AddRoute(
-                    where="sandbox",
-                    dev=name,
-                    route=Route(dst=host_prefix(gateway), scope=_link_scope(gateway)),
-                )
-            )
+            route = Route(dst=host_prefix(gateway), scope=_link_scope(gateway))
+            ops.append(AddRoute(where="sandbox", dev=name, route=route, shared=True))
     first = {ipaddress.ip_address(g).version: g for g in reversed(gateways)}
     for route in port.routes:
         version = ipaddress.ip_network(route.dst, strict=False).version
@@ -189,7 +184,8 @@ def _sandbox(port: Port) -> list[Operation]:
                     table=route.table,
                     scope=route.scope,
                 ),
-                onlink=gw is not None and gw not in gateways,
+                # The route to the gateway may be another port's; a link-local one needs none.
+                onlink=gw is not None and not gw.startswith("fe80:"),
             )
         )
     return ops

@@ -143,17 +143,16 @@ def show(settings: Settings, port: str, as_json: bool) -> None:
         found = client.port_show(port)
         carried = next(iter(client.stats(found.port_id)), None)
     if as_json:
-        counters = {name: getattr(carried, name) if carried else None for name in ("from_port", "to_port", "drops")}
+        counters = {
+            name: getattr(carried, name) if carried else None for name in ("from_port", "to_port", "drops")
+        }
         print_json({**full(found), **counters})
         return
-    _print_port(found, as_json)
+    facts = _facts(found)
     if carried is not None:
-        print_facts(
-            [
-                ("from_port  ", _direction(carried.from_port, carried.drops.from_port)),
-                ("to_port  ", _direction(carried.to_port, carried.drops.to_port)),
-            ]
-        )
+        facts.append(("from_port", _direction(carried.from_port, carried.drops.from_port)))
+        facts.append(("to_port", _direction(carried.to_port, carried.drops.to_port)))
+    print_facts(facts)
 
 
 @port.command()
@@ -262,26 +261,28 @@ def _mapping(mapping: PortMapping) -> str:
 def _print_port(shown: Port, as_json: bool) -> None:
     if as_json:
         print_json(shown)
-        return
+    else:
+        print_facts(_facts(shown))
+
+
+def _facts(shown: Port) -> list[tuple[str, object]]:
     limits = [
         f"{name} {rate(getattr(shown.limits, name))}" for name in _LIMITS if getattr(shown.limits, name)
     ]
-    print_facts(
-        [
-            ("port_id", shown.port_id),
-            ("name", workload(shown)),
-            ("state", shown.state.value),
-            ("network", shown.network),
-            ("model", shown.model),
-            ("representor", shown.rep_name),
-            ("ifname", shown.ifname),
-            ("sandbox", shown.sandbox.path),
-            ("mac", shown.mac),
-            ("mtu", shown.mtu),
-            ("addresses", [f"{a.address} via {a.gateway}" for a in shown.addresses]),
-            ("routes", [route_text(route) for route in shown.routes]),
-            ("published", [_mapping(mapping) for mapping in shown.port_mappings]),
-            ("limits", limits),
-            ("labels", [f"{key}={value}" for key, value in sorted(shown.labels.items())]),
-        ]
-    )
+    return [
+        ("port_id", shown.port_id),
+        ("name", workload(shown)),
+        ("state", shown.state.value),
+        ("network", shown.network),
+        ("model", shown.model),
+        ("representor", shown.rep_name),
+        ("ifname", shown.ifname),
+        ("sandbox", shown.sandbox.path),
+        ("mac", shown.mac),
+        ("mtu", shown.mtu),
+        ("addresses", [f"{a.address} via {a.gateway}" for a in shown.addresses]),
+        ("routes", [route_text(route) for route in shown.routes]),
+        ("published", [_mapping(mapping) for mapping in shown.port_mappings]),
+        ("limits", limits),
+        ("labels", [f"{key}={value}" for key, value in sorted(shown.labels.items())]),
+    ]

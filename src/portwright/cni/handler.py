@@ -88,6 +88,8 @@ class CniHandler:
         conf = request.config
         network = self._networks.for_cni(conf)
         owner = request.owner()
+        if conf.ipam is not None and not conf.ipam.foreign and not (conf.pools or network.pools):
+            raise InvalidInput("ipam.ranges", None, "no IP ranges specified")
         foreign: Result | None = None
         if conf.ipam is not None and conf.ipam.foreign:
             foreign = await self._delegate(request, host_fd)
@@ -173,6 +175,8 @@ class CniHandler:
     # -- CHECK and STATUS ------------------------------------------------------------------------
 
     async def _check(self, request: CniRequest, fds: list[int]) -> None:
+        if request.config.prev_result is None:
+            raise CniError(CniCode.INVALID_CONFIG, "required prevResult missing")
         host_fd, sandbox_fd = _namespaces(request, fds)
         port = self._store.port_by_owner(request.owner().key())
         if port is None:

@@ -73,7 +73,10 @@ def qdiscs(sock: NetlinkSocket, ifindex: int) -> list[QdiscInfo]:
 
 
 def filter_counts(sock: NetlinkSocket, ifindex: int) -> dict[Direction, int]:
-    """Return how many filters each side of the link has, whoever's; 0 without a clsact."""
+    """Return how many filters each side of the link has, whoever's, 0 without a clsact.
+
+    As ``tc filter show`` lists them: u32 counts its hash tables too.
+    """
     return {direction: len(list_filters(sock, ifindex, direction)) for direction in _PARENTS}
 
 

@@ -78,8 +78,13 @@ class Nft:
     is nft's ``iif``/``oif`` with a *name*, which libnftables resolves in the caller's
     namespace: use ``iifname``/``oifname``.
 
-    Making one costs some 0.2 ms (nft reads /etc/iproute2); keep it for as long as the
-    namespace matters, and close it. Safe to use from several threads: calls queue up.
+    A transaction that adds or deletes elements of hash sets takes 0.1 to 0.3 ms, with ten or
+    10,000 of them present (nftables 1.0.6, our table alone). libnftables reads the *heads* of all
+    tables for it, anybody's, and the elements of interval sets: 500 chains of another owner add
+    0.3 ms, an interval set of 20,000 addresses 30 ms.
+
+    Making one takes 0.05 ms, the first of a process 1 ms. Keep it for as long as the namespace
+    matters, and close it. Safe to use from several threads: calls queue up.
     """
 
     __slots__ = ("_ctx", "_json", "_lib", "_lock")

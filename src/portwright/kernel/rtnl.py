@@ -36,6 +36,7 @@ from portwright.kernel.rtnl_parse import (
     IFLA_ADDRESS,
     IFLA_AF_SPEC,
     IFLA_ALT_IFNAME,
+    IFLA_GROUP,
     IFLA_IFALIAS,
     IFLA_IFNAME,
     IFLA_INFO_DATA,
@@ -85,6 +86,7 @@ __all__ = [
     "link_by_index",
     "link_by_name",
     "link_del",
+    "link_del_group",
     "link_get",
     "link_set",
     "links",
@@ -156,6 +158,7 @@ def link_set(
     name: str | None = None,
     txqlen: int | None = None,
     master: int | None = None,
+    group: int | None = None,
     addrgenmode: AddrGenMode | None = None,
     netns_fd: int | None = None,
 ) -> Request:
@@ -186,6 +189,7 @@ def link_set(
     for kind, word, number in (
         (IFLA_MTU, "mtu", mtu),
         (IFLA_TXQLEN, "txqueuelen", txqlen),
+        (IFLA_GROUP, "group", group),
         (IFLA_MASTER, "master", master),
     ):
         if number is not None:
@@ -205,6 +209,20 @@ def link_del(dev: Dev) -> Request:
     """Delete a link; its peer goes with it. ENODEV if there is none."""
     index, found_by, label = _target(dev)
     return Request(RTM_DELLINK, 0, IFINFOMSG.pack(0, 0, index, 0, 0) + found_by, f"ip link del dev {label}")
+
+
+def link_del_group(group: int) -> Request:
+    """Delete every link of a group in one go, *whoever's it is*; ENODEV if there is none.
+
+    Each delete waits for RCU, about 20 ms with RTNL held, however many links it is for: 8 links
+    took 196 ms one by one and 24 ms as a group. So tearing many down is: link_set(group=) with
+    a number of our own, then this. Group 0 holds every link that was never put into one:
+    InvalidInput.
+    """
+    if not group:
+        raise InvalidInput("group", group, "is where every link is by default")
+    body = IFINFOMSG.pack(0, 0, 0, 0, 0) + attr_u32(IFLA_GROUP, group)
+    return Request(RTM_DELLINK, 0, body, f"ip link del group {group}")
 
 
 def altname_add(dev: Dev, names: Iterable[str]) -> Request:

@@ -125,7 +125,9 @@ class Applier:
             case op.NameLink(rep=rep, altnames=altnames):
                 index = self._ifindex(rep)
                 self._send("host", rtnl.altname_add(index, list(altnames)))
-                self._send("host", rtnl.link_set(index, addrgenmode="none"))
+                # Below 1,280 bytes of MTU a device has no IPv6 at all (net/ipv6/addrconf.c).
+                quiet = rtnl.link_set(index, addrgenmode="none").tolerating(errno.EAFNOSUPPORT)
+                self._send("host", quiet)
             case op.SetSysctl(where=where, path=path, value=value):
                 self._flush()
                 fd = self._switch.fd if where == "host" else self._sandbox_fd
@@ -134,7 +136,7 @@ class Applier:
                 self._send(where, rtnl.link_set(self._at(where, name), up=up, mtu=mtu))
             case op.AddAddress(address=address):
                 self._send("sandbox", rtnl.addr_add(self._device_index, address, nodad=True))
-            case op.AddRoute(where=where, dev=dev, route=r, onlink=onlink, kind=kind):
+            case op.AddRoute(where=where, dev=dev, route=r, onlink=onlink, kind=kind, shared=shared):
                 request = rtnl.route_add(
                     r.dst,
                     oif=self._at(where, dev),
@@ -147,7 +149,7 @@ class Applier:
                     advmss=r.advmss,
                     type=kind,
                 )
-                self._send(where, request)
+                self._send(where, request.tolerating(errno.EEXIST) if shared else request)
             case op.AddNeighbour(where=where, dev=dev, address=address, mac=mac):
                 self._send(where, rtnl.neigh_replace(self._at(where, dev), address, mac, permanent=True))
             case _:

@@ -105,11 +105,14 @@ class AddAddress(_Operation, frozen=True, kw_only=True):
 
 
 class AddRoute(_Operation, frozen=True, kw_only=True):
+    """``shared``: another port of the sandbox may have made the same route; it then stays that one's."""
+
     where: str
     dev: str
     route: Route
     onlink: bool = False
     kind: str = "unicast"
+    shared: bool = False
 
     def inverse(self) -> Operation | None:
         return None  # goes with the device

@@ -170,11 +170,11 @@ int look_in_set(struct __sk_buff *skb)
 	return value ? *value : 98;
 }
 
-/* grows the frame, as a tag or a tunnel does */
+/* grows the frame by 8 bytes of zero */
 SEC("tc")
-int push_tag(struct __sk_buff *skb)
+int grow(struct __sk_buff *skb)
 {
-	return bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), 100) ? TC_ACT_SHOT : TC_ACT_OK;
+	return bpf_skb_change_tail(skb, skb->len + 8, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
 SEC("xdp")

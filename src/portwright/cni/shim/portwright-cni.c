@@ -5,7 +5,7 @@
  * namespaces (its own and CNI_NETNS) to the daemon, and prints the answer. The
  * frames are described in ../wire.py. What it does alone:
  *
- *   VERSION             answered here, stdin is not read;
+ *   VERSION             answered here; the version on stdin is echoed, if one comes soon;
  *   CNI_COMMAND unset   a text about itself on stderr, exit 0;
  *   daemon not running  STATUS: error 50. ADD, CHECK and GC: error 11 at once.
  *                       DEL: written to the spool, which the daemon replays
@@ -44,12 +44,13 @@
 #define VERSIONS(s) "0.1.0" s "0.2.0" s "0.3.0" s "0.3.1" s "0.4.0" s "1.0.0" s CURRENT
 
 /* Limits of ../../api/frames.py, in bytes. */
-#define MAX_STDIN   (1 << 20)
-#define MAX_ENV	    (128 << 10)
-#define MAX_PAYLOAD (MAX_STDIN + MAX_ENV)
-#define HEAD	    5 /* of a frame: u32 length, u8 kind; of a reply: u8 status, u32 length */
-#define MAX_SPOOLED 10000
-#define DEADLINE_S  110
+#define MAX_STDIN	(1 << 20)
+#define MAX_ENV		(128 << 10)
+#define MAX_PAYLOAD	(MAX_STDIN + MAX_ENV)
+#define HEAD		5 /* of a frame: u32 length, u8 kind; of a reply: u8 status, u32 length */
+#define MAX_SPOOLED	10000
+#define DEADLINE_S	110
+#define VERSION_WAIT_MS 500
 
 enum { E_ENVIRONMENT = 4, E_IO = 5, E_DECODE = 6, E_TRY_AGAIN = 11, E_NOT_AVAILABLE = 50 };
 
@@ -362,10 +363,27 @@ static int answer(int sock)
 	return (unsigned char)reply[0];
 }
 
+/* SPEC 1.1.0 has the caller's cniVersion echoed; a caller that sends nothing is not waited for. */
+static int answer_version(void)
+{
+	char *text = frame + HEAD, out[200];
+	ssize_t n, at = 0;
+
+	deadline_ns = clock_ns(CLOCK_MONOTONIC) + VERSION_WAIT_MS * 1000000LL;
+	while (at < MAX_STDIN && !isatty(STDIN_FILENO) && wait_for(STDIN_FILENO, POLLIN)) {
+		n = read(STDIN_FILENO, text + at, MAX_STDIN - at);
+		if (!n || (n < 0 && errno != EINTR && errno != EAGAIN))
+			break;
+		at += n > 0 ? n : 0;
+	}
+	find_version(text); /* zero-terminated: frame is static and larger than MAX_STDIN */
+	n = snprintf(out, sizeof(out), "{\"cniVersion\":\"%s\",\"supportedVersions\":[\"%s\"]}\n",
+		     version, VERSIONS("\",\""));
+	return !write_all(STDOUT_FILENO, out, n);
+}
+
 int main(void)
 {
-	static const char versions[] = "{\"cniVersion\":\"" CURRENT
-				       "\",\"supportedVersions\":[\"" VERSIONS("\",\"") "\"]}\n";
 	int own, netns, sock;
 
 	/* A closed standard stream must not become our socket. */
@@ -387,7 +405,7 @@ int main(void)
 		return 0;
 	}
 	if (!strcmp(command, "VERSION"))
-		return !write_all(STDOUT_FILENO, versions, sizeof(versions) - 1);
+		return answer_version();
 	read_request();
 	own = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	if (own < 0)
