@@ -34,6 +34,9 @@ NO_TESTS = 5
 NOT_COPIED = {".venv", ".git", "build/lab", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 """What of the checkout the guest's copy is without; .venv is there all the same, shared."""
 
+CONSOLE_TAIL = 40
+"""Lines of the console that are shown of a guest that died: a panic has a long trace below its reason."""
+
 _POLL = 0.2  # seconds between looks at the guest's output
 
 
@@ -128,6 +131,7 @@ def _command(kernel: Kernel, folder: Path) -> list[str]:
         "--memory=1G",
         "--cpus=2",  # more than one: per-CPU maps and races have to show
         "--user=root",
+        "--verbose",  # or the kernel is told to be quiet, even about its panic
         "--force-9p",
         "--cwd=/",
         f"--qemu-opts={shares}",
@@ -196,16 +200,17 @@ def _follow(
 
 
 def _end(guest: subprocess.Popen[bytes]) -> None:
-    """No process of the guest's session is left, and virtme-ng is reaped."""
+    """End all of virtme-ng's process group, QEMU included, and return once it is empty."""
     for how in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 3
         try:
             os.killpg(guest.pid, how)
+            while time.monotonic() < deadline:
+                guest.poll()  # reaps virtme-ng; its children are reaped by whoever inherits them
+                os.killpg(guest.pid, 0)
+                time.sleep(0.02)
         except ProcessLookupError:
             break
-        try:
-            guest.wait(timeout=3)
-        except subprocess.TimeoutExpired:
-            continue
     guest.wait()
 
 
@@ -218,7 +223,7 @@ def _outcome(kernel: Kernel, folder: Path, seconds: float, over_limit: float | N
     except (FileNotFoundError, ValueError):
         # The console is a serial line: carriage returns, and kernel messages at the end of a panic.
         console = (folder / "console").read_text(errors="replace").replace("\r", "")
-        tail = "\n    ".join(line for line in console.splitlines()[-15:] if line.strip())
+        tail = "\n    ".join([line for line in console.splitlines() if line.strip()][-CONSOLE_TAIL:])
         problem = "the guest died" if over_limit is None else f"not done after {over_limit:.0f} s"
         problem += f", its console ended:\n    {tail}\n   "
     passed, failed, skipped = _counts(folder / "junit.xml")

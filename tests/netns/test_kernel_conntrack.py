@@ -96,13 +96,8 @@ def test_only_what_matches_is_deleted(tracked: TestNetns, family: int) -> None:
     insert(tracked, "udp", a, b, "53>1000")  # the port on the other side
     insert(tracked, "tcp", a, b, "1000>53")
     insert(tracked, "udp", b, a, "1000>54")
-    insert(
-        tracked,
-        "udp",
-        *(("fd::9", "fd::8") if family == socket.AF_INET else ("10.9.9.9", "10.9.9.8")),
-        1000,
-        53,
-    )
+    far = ("fd::9", "fd::8") if family == socket.AF_INET else ("10.9.9.9", "10.9.9.8")
+    insert(tracked, "udp", *far, "1000>53")  # the other family
     other = socket.AF_INET6 if family == socket.AF_INET else socket.AF_INET
     before_other = len(entries(tracked, other))
     with NetlinkSocket(NETLINK_NETFILTER, tracked.fd) as sock:

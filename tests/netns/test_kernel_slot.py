@@ -38,7 +38,7 @@ def test_a_slot_costs_a_few_milliseconds(netns_factory: NetnsFactory) -> None:
                         rtnl.link_set("pw1", addrgenmode="none", alias="port 1"),
                         rtnl.altname_add("pw1", ["port-1", "workload-1"]),
                         rtnl.link_set("pw1", up=True),
-                        rtnl.link_get("pw1", stats=False),
+                        rtnl.link_get("pw1"),
                     ]
                 )
                 rep = rtnl.parse_link(replies[-1][0])

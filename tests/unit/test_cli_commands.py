@@ -76,12 +76,12 @@ to_port      2000 packets, 200000 bytes; 1 by the slow path; 0 dropped
 ip link add pw01234567 type veth
 ip link set pw01234567 up
 """,
-    "stats": """\
-PORT_ID           REP         FROM_PORT_PKTS  FROM_PORT_BYTES  FROM_PORT_SLOW  FROM_PORT_DROPS  TO_PORT_PKTS  \
-TO_PORT_BYTES  TO_PORT_SLOW  TO_PORT_DROPS  NAME
-0123456789abcdef  pw01234567              10             1000               1                3          2000  \
-       200000             1              0  web
-""",
+    "stats": (
+        "PORT_ID           REP         FROM_PORT_PKTS  FROM_PORT_BYTES  FROM_PORT_SLOW  FROM_PORT_DROPS"
+        "  TO_PORT_PKTS  TO_PORT_BYTES  TO_PORT_SLOW  TO_PORT_DROPS  NAME\n"
+        "0123456789abcdef  pw01234567              10             1000               1                3"
+        "          2000         200000             1              0  web\n"
+    ),
     "drops": """\
 PORT_ID           REP         DIRECTION  REASON    PACKETS  BYTES
 0123456789abcdef  pw01234567  from_port  spoof-ip        3    294
@@ -198,8 +198,9 @@ def test_port_create_says_what_was_asked(tmp_path: Path, daemon: FakeDaemon) -> 
 def test_network_create_says_what_was_asked(tmp_path: Path, daemon: FakeDaemon) -> None:
     """Range sets and routes are written as they are shown."""
     line = (
-        "network create red --subnet 10.2.0.0/24 --range 10.3.0.0/24,start=10.3.0.9,end=10.3.0.19;10.4.0.0/24 "
-        "--mtu 1400 --masquerade --reach blue --reach green --route 10.0.0.0/8,gw=10.1.1.1,priority=5 "
+        "network create red --subnet 10.2.0.0/24 "
+        "--range 10.3.0.0/24,start=10.3.0.9,end=10.3.0.19;10.4.0.0/24 --mtu 1400 --masquerade "
+        "--reach blue --reach green --route 10.0.0.0/8,gw=10.1.1.1,priority=5 "
         "--dns-server 9.9.9.9 --dns-search example.org --reserved 10.2.0.7"
     )
     assert run(tmp_path, line).exit_code == 0
@@ -251,7 +252,7 @@ def test_list_filters_arrive(tmp_path: Path, daemon: FakeDaemon) -> None:
     ],
 )
 def test_usage_errors_exit_2(tmp_path: Path, daemon: FakeDaemon, line: str) -> None:
-    """One line (or, for a bare group, its help) on stderr, nothing sent; with --json the error as JSON too."""
+    """One line (for a bare group, its help) on stderr, nothing sent; with --json the error as JSON."""
     result = run(tmp_path, line)
     assert (result.exit_code, result.stdout, daemon.calls) == (2, "", [])
     if line != "port":
@@ -295,22 +296,28 @@ def test_node_run_and_install_get_the_directories(
     """--run-dir and --state-dir work before the command, after it, and from the environment."""
     seen: list[dict[str, Any]] = []
 
-    def remember(status: Any) -> Any:
-        return lambda **options: seen.append(options) or status
+    def remember(status: object) -> Any:
+        def record(**options: object) -> object:
+            seen.append(options)
+            return status
 
-    fake = types.ModuleType("portwright.node.daemon")
+        return record
+
+    fake = types.ModuleType("portwright.daemon.main")
     fake.main = remember(3)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "portwright.node.daemon", fake)
+    monkeypatch.setitem(sys.modules, "portwright.daemon.main", fake)
     monkeypatch.setattr("portwright.cni.install.install", remember([tmp_path / "bin/portwright"]))
-    dirs = ["--run-dir", "/r", "--state-dir", "/s"]
+    (tmp_path / "file").touch()  # below it a real daemon, run by mistake, fails at once
+    run_dir, state_dir = tmp_path / "file/r", tmp_path / "file/s"
+    dirs = ["--run-dir", str(run_dir), "--state-dir", str(state_dir)]
     before, after = (dirs, []) if place == "global" else ([], dirs)
     if place == "environment":
         after = []
-        monkeypatch.setenv("PORTWRIGHT_RUN_DIR", "/r")
-        monkeypatch.setenv("PORTWRIGHT_STATE_DIR", "/s")
+        monkeypatch.setenv("PORTWRIGHT_RUN_DIR", str(run_dir))
+        monkeypatch.setenv("PORTWRIGHT_STATE_DIR", str(state_dir))
     runner = CliRunner()
     result = runner.invoke(cli, [*before, "node", "run", *after], catch_exceptions=False)
-    assert (result.exit_code, seen) == (3, [{"run_dir": Path("/r"), "state_dir": Path("/s")}])
+    assert (result.exit_code, seen) == (3, [{"run_dir": run_dir, "state_dir": state_dir}])
     install = ["install", "--cni-bin-dir", "/b", "--cni-conf-dir", "/c", "--network", "blue"]
     result = runner.invoke(cli, [*before, *install, *after], catch_exceptions=False)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/bin/portwright\n")
@@ -318,8 +325,8 @@ def test_node_run_and_install_get_the_directories(
         "bin_dir": Path("/b"),
         "conf_dir": Path("/c"),
         "network": "blue",
-        "socket": Path("/r/portwright.sock"),
-        "spool": Path("/s/spool"),
+        "socket": run_dir / "portwright.sock",
+        "spool": state_dir / "spool",
     }
 
 

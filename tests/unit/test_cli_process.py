@@ -129,7 +129,7 @@ def test_stop_returns_when_the_process_is_gone(tmp_path: Path) -> None:
 
 
 def test_help_loads_no_command(tmp_path: Path) -> None:
-    """``portwright --help`` imports neither msgspec nor rich nor asyncio; commands don't import asyncio or rich."""
+    """``portwright --help`` imports no msgspec, rich or asyncio; a command imports no asyncio, no rich."""
     code = """
 import sys
 from portwright.cli.main import cli

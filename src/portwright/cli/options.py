@@ -149,7 +149,10 @@ class RouteType(ParamType):
 def _keys(text: str, first: str, others: tuple[str, ...]) -> dict[str, str] | None:
     """Return the parts of ``FIRST[,key=value]...``, or None if it isn't one."""
     head, *rest = text.strip().split(",")
-    found = {first: head.removeprefix(f"{first}=")}
+    head = head.removeprefix(f"{first}=")
+    if "=" in head:  # the first part is missing
+        return None
+    found = {first: head}
     for part in rest:
         key, equals, value = part.partition("=")
         if key not in others or key in found or not equals or not value:

@@ -41,7 +41,9 @@ RTAX_MTU, RTAX_ADVMSS = 2, 8
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 
 IFF_UP = 0x1
-_RTEXT_FILTER_SKIP_STATS = 1 << 3
+# RTEXT_FILTER_SKIP_STATS leaves out the IPv6 SNMP counters, a quarter of each message, which we
+# never read; the link's own counters always come.
+_LEAN = attr_u32(IFLA_EXT_MASK, 1 << 3)
 _AF_BRIDGE = 7
 IFNAME_MAX = 15  # IFNAMSIZ less the NUL; longer names can only be altnames
 RT_TABLE_MAIN = 254
@@ -139,14 +141,11 @@ class NeighInfo(msgspec.Struct, frozen=True, kw_only=True):
 # --- readers ---------------------------------------------------------------------------------
 
 
-def link_get(dev: int | str, *, stats: bool = True) -> Request:
+def link_get(dev: int | str) -> Request:
     """Ask for one link by ifindex, name or altname; the reply is for parse_link()."""
-    mask = attr_u32(IFLA_EXT_MASK, 0 if stats else _RTEXT_FILTER_SKIP_STATS)
-    if isinstance(dev, int):
-        return Request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, dev, 0, 0) + mask, f"ip link show dev if{dev}")
-    return Request(
-        RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, 0, 0, 0) + name_attr(dev) + mask, f"ip link show dev {dev}"
-    )
+    index, found_by, label = (dev, b"", f"if{dev}") if isinstance(dev, int) else (0, name_attr(dev), dev)
+    body = IFINFOMSG.pack(0, 0, index, 0, 0) + found_by + _LEAN
+    return Request(RTM_GETLINK, 0, body, f"ip link show dev {label}")
 
 
 def name_attr(name: str) -> bytes:
@@ -155,10 +154,9 @@ def name_attr(name: str) -> bytes:
 
 
 def links(sock: NetlinkSocket, *, stats: bool = True) -> list[LinkInfo]:
-    """Return every link of the socket's namespace; without ``stats`` the counters are zero."""
-    mask = attr_u32(IFLA_EXT_MASK, 0 if stats else _RTEXT_FILTER_SKIP_STATS)
-    request = Request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, 0, 0, 0) + mask, "ip link show")
-    return list(_parsed_links(sock.dump(request)))
+    """Return every link of the socket's namespace, about 40 µs each; counters zero without ``stats``."""
+    request = Request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, 0, 0, 0) + _LEAN, "ip link show")
+    return list(_parsed_links(sock.dump(request), stats))
 
 
 def link_by_name(sock: NetlinkSocket, name: str) -> LinkInfo | None:
@@ -222,8 +220,9 @@ def _one_link(sock: NetlinkSocket, dev: int | str) -> LinkInfo | None:
     return next(_parsed_links(replies), None)
 
 
-def _parsed_links(messages: Iterable[Message]) -> Iterator[LinkInfo]:
-    return (link for link in map(parse_link, messages) if link is not None)
+def _parsed_links(messages: Iterable[Message], stats: bool = True) -> Iterator[LinkInfo]:
+    parsed = (parse_link(message, stats=stats) for message in messages)
+    return (link for link in parsed if link is not None)
 
 
 def _route_messages(
@@ -245,8 +244,8 @@ def _route_messages(
 # --- parsers ---------------------------------------------------------------------------------
 
 
-def parse_link(message: Message) -> LinkInfo | None:
-    """Read a RTM_NEWLINK or RTM_DELLINK; None for any other message.
+def parse_link(message: Message, *, stats: bool = True) -> LinkInfo | None:
+    """Read a RTM_NEWLINK or RTM_DELLINK, counters if ``stats``; None for any other message.
 
     A bridge speaks about its ports in the same types with family AF_BRIDGE, where "del" means
     that the port left the bridge: those are None too.
@@ -259,7 +258,6 @@ def parse_link(message: Message) -> LinkInfo | None:
     operstate = get_u8(attrs, IFLA_OPERSTATE)
     info = attrs.get(IFLA_LINKINFO)
     props = attrs.get(IFLA_PROP_LIST)
-    stats = attrs.get(IFLA_STATS64, b"")
     return LinkInfo(
         index=index,
         name=get_str(attrs, IFLA_IFNAME),
@@ -279,7 +277,7 @@ def parse_link(message: Message) -> LinkInfo | None:
         master=get_u32(attrs, IFLA_MASTER),
         txqlen=get_u32(attrs, IFLA_TXQLEN),
         gso_max_size=get_u32(attrs, IFLA_GSO_MAX_SIZE),
-        stats64=_stats(stats),
+        stats64=_stats(attrs.get(IFLA_STATS64, b"") if stats else b""),
     )
 
 

@@ -193,11 +193,7 @@ class Applier:
         link = rtnl.link_by_name(self._switch.rtnl, rep)
         if link is None or link.name != rep or link.kind != "veth" or link.mac != GATEWAY_MAC:
             return
-        try:
-            self._switch.rtnl.execute([rtnl.link_del(link.index)])
-        except NetlinkFailed as error:
-            if error.errno != errno.ENODEV:
-                raise
+        self._switch.reaper.delete(link.index)
 
     def _do_data_path(self, operation: op.Operation) -> None:
         switch = self._switch

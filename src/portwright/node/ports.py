@@ -225,7 +225,8 @@ class Ports:
         if switch is not None:
             with Applier(switch, None, self._core.faults) as applier:
                 applier.take_back(plan, "del")
-        with self._store.transaction(durable=True):
+        # Not durable: a power cut would bring the intent back, and the next start finishes it again.
+        with self._store.transaction(durable=False):
             self._store.release(port.port_id, now=time.time())
             self._store.delete_port(port.port_id)
             self._store.finish(entry, "done")

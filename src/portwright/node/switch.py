@@ -36,7 +36,8 @@ from portwright.kernel.bpf import (
 )
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.kernel.nft import Nft
-from portwright.model.errors import Conflict, InternalError, KernelFailed
+from portwright.kernel.reaper import LinkReaper
+from portwright.model.errors import Conflict, InternalError, InvalidInput, KernelFailed
 from portwright.model.port import NetnsRef
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "portwright.bpf.o"
@@ -53,8 +54,9 @@ class Switch:
         self.ref = ref
         self.fd = fd
         self.pins = pins
-        self.tcx = features.probe("tcx").supported
+        self.tcx = use_tcx()
         self.rtnl = NetlinkSocket(netns_fd=fd)
+        self._reaper: LinkReaper | None = None
         self.instance = instance
         self._nft: Nft | None = None
         self.maps: dict[str, Map] = {}
@@ -74,6 +76,13 @@ class Switch:
             switch.close()
             raise
         return switch
+
+    @property
+    def reaper(self) -> LinkReaper:
+        """Deletes links of this namespace; made at first use."""
+        if self._reaper is None:
+            self._reaper = LinkReaper(self.fd)
+        return self._reaper
 
     @property
     def nft(self) -> Nft:
@@ -217,6 +226,9 @@ class Switch:
             thing.close()
         self.maps, self.programs = {}, {}
         self.rtnl.close()
+        if self._reaper is not None:
+            self._reaper.close()
+            self._reaper = None
         if self._nft is not None:
             self._nft.close()
             self._nft = None
@@ -229,6 +241,20 @@ class Switch:
         pins = self.pins
         self.close()
         _remove_pins(pins)
+
+
+def use_tcx() -> bool:
+    """TCX or clsact for representors: ``PORTWRIGHT_ATTACH``, by default clsact (docs/design.md, "Attaching").
+
+    Raises InvalidInput for another word, KernelTooOld if ``tcx`` is asked for and not there.
+    """
+    word = os.environ.get("PORTWRIGHT_ATTACH", "clsact")
+    if word == "clsact":
+        return False
+    if word != "tcx":
+        raise InvalidInput("PORTWRIGHT_ATTACH", word, "must be tcx or clsact")
+    features.probe("tcx").require()
+    return True
 
 
 def _remove_pins(path: Path) -> None:
