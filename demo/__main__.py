@@ -1,5 +1,6 @@
-"""``python -m demo``: two real containers, started by containerd, on ports that the host counts, guards
-and can question. As root; 30 seconds at most. Exit status: 0 if every step's check held, else 1.
+"""``python -m demo``: two real containers, on ports that the host counts, guards and can question.
+
+As root; 30 seconds at most. Exit status: 0 if every step's check held, else 1.
 
 The machine's own configuration stays as it is: everything runs in a box (demo/box.py), whose network
 namespace plays the host, and in it a namespace "world" that plays what is outside.
@@ -54,7 +55,9 @@ def main() -> int:
         shutil.rmtree(work, ignore_errors=True)
     left = machine()
     try:
-        story.check(not left, "no namespace, mount, cgroup, folder or process of the demo is left on this machine")
+        story.check(
+            not left, "no namespace, mount, cgroup, folder or process of the demo is left on this machine"
+        )
     except Failed as error:
         print(f"demo: FAILED: {error}: {sorted(left)}", file=sys.stderr)
         return 1
@@ -159,8 +162,8 @@ class Demo:
         story = self.story
         story.step(
             "Two containers, started by containerd",
-            f"""The root file system is one static busybox. "web" serves /www over HTTP, and its list publishes
-            it at the host's port 8080 (ctr has no option for that; podman -p and Kubernetes' hostPort do).
+            f"""The root file system is one static busybox. "web" serves /www over HTTP, and its list
+            publishes it at the host's port 8080 (ctr has no option; podman -p and Kubernetes' hostPort do).
             "client" even gets CAP_NET_ADMIN: we will see how far that takes it. ({CONFLIST})""",
         )
         story.say_command("containerd &")
@@ -176,7 +179,9 @@ class Demo:
         self.container("client", "sleep 600", options="--cap-add CAP_NET_ADMIN ")
         story.run("ctr task list")
         out = story.run("portwright port list")
-        story.check(out.count("attached") == 2, "each container has a port, and the host its representor", out)
+        story.check(
+            out.count("attached") == 2, "each container has a port, and the host its representor", out
+        )
 
     def container(self, name: str, command: str, options: str = "") -> None:
         """Start one in the background, and wait for its port."""
@@ -190,7 +195,11 @@ class Demo:
             return new[0] if new else None
 
         self.ports[name] = self.story.wait(f"the port of {name}", attached)
-        self.story.wait(f"{name} to run", self.story.succeeds(f"ctr task exec --exec-id x {name} true"))
+
+        def running() -> bool:
+            return bool(re.search(rf"(?m)^{name}\s.*RUNNING", self.story.run("ctr task list", show=False)))
+
+        self.story.wait(f"{name} to run", running)
 
     # -- traffic ---------------------------------------------------------------------------------
 
@@ -230,12 +239,12 @@ class Demo:
             device's own count inside of the container (which also sends a few packets of its own, such as
             neighbour discovery).""",
         )
-        device, counted = self.counters("client")
+        start = self.counters("client")
         for family in (4, 6):
             self.client(f"ping -q -c {PINGS} -i 0.05 -s {PING_SIZE} {self.ip('web', family)}")
+        device, counted = (now - then for now, then in zip(self.counters("client"), start, strict=True))
         # Ethernet 14, IPv4 20 or IPv6 40, ICMP echo 8 (RFC 792, RFC 4443)
         wire = PINGS * ((14 + 20 + 8 + PING_SIZE) + (14 + 40 + 8 + PING_SIZE))
-        device, counted = (now - then for now, then in zip(self.counters("client"), (device, counted)))
         story.check(
             device.sent == counted.sent and wire <= counted.sent.bytes < 1.1 * wire,
             f"from_port: pings of {wire} bytes; client's device sent {device.sent}, counted {counted.sent}",
@@ -246,10 +255,10 @@ class Demo:
             f"to_port: as many back; client's device received {device.received}, counted {counted.received}",
             f"device {device.received}, representor {counted.received}",
         )
-        device, counted = self.counters("web")
+        start = self.counters("web")
         self.client(f"wget -q -O /dev/null http://{self.ip('web', 4)}/blob")
         self.client(f"wget -q -O /dev/null http://[{self.ip('web', 6)}]/blob")
-        device, counted = (now - then for now, then in zip(self.counters("web"), (device, counted)))
+        device, counted = (now - then for now, then in zip(self.counters("web"), start, strict=True))
         story.check(
             device.sent.bytes == counted.sent.bytes and 2 * BLOB < counted.sent.bytes < 2.1 * BLOB,
             f"from_port: {2 * BLOB} bytes of HTTP body; web's device sent {device.sent.bytes} bytes,"
@@ -271,7 +280,9 @@ class Demo:
         story.check("0 packets received" in out, "no answer comes back", out)
         out = story.run("portwright drops")
         rows = json.loads(story.run("portwright drops --json", show=False))
-        mine = [r for r in rows if r["port_id"] == self.ports["client"]["port_id"] and r["reason"] == "src_ip"]
+        mine = [
+            r for r in rows if r["port_id"] == self.ports["client"]["port_id"] and r["reason"] == "src_ip"
+        ]
         story.check(
             bool(mine) and mine[0]["direction"] == "from_port" and mine[0]["packets"] == 2,
             "both packets were dropped at client's port, with their reason: src_ip",
@@ -338,9 +349,7 @@ class Demo:
     def ip(self, name: str, family: int) -> str:
         """A container's address."""
         return next(
-            str(a["address"])
-            for a in self.ports[name]["addresses"]
-            if (":" in a["address"]) == (family == 6)
+            str(a["address"]) for a in self.ports[name]["addresses"] if (":" in a["address"]) == (family == 6)
         )
 
     def counters(self, name: str) -> tuple[Traffic, Traffic]:

@@ -21,7 +21,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 COPIED = ("etc", "opt", "root", "run", "var")
@@ -53,17 +53,18 @@ class Box:
         self._mounts.mkdir(parents=True)
         enter = ["nsenter", f"--net={netns}", "--"] if netns else []
         fresh = [] if netns else ["--net"]
-        self._init = subprocess.Popen(
-            [
-                *(*enter, "unshare", "--mount", "--propagation", "private", "--pid", "--fork"),
-                *("--kill-child", "--mount-proc", "--uts", "--ipc", *fresh, "--"),
-                *(sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(self._mounts)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(work / "box.log").open("wb"),
-            env=self.env,
-        )
+        with (work / "box.log").open("wb") as log:
+            self._init = subprocess.Popen(
+                [
+                    *(*enter, "unshare", "--mount", "--propagation", "private", "--pid", "--fork"),
+                    *("--kill-child", "--mount-proc", "--uts", "--ipc", *fresh, "--"),
+                    *(sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(self._mounts)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.env,
+            )
         try:
             self._await_ready()
         except BaseException:
@@ -108,7 +109,9 @@ class Box:
             env={**self.env, **(env or {})},
         )
 
-    def start(self, *command: str, log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, *command: str, log: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a command inside, its output to ``log``.
 
         The process returned is nsenter's; to signal what runs inside, use :meth:`pids` or the runtime.
@@ -128,7 +131,7 @@ class Box:
 
     def pids(self, word: str) -> list[int]:
         """The processes (as numbered outside) in the box whose program's name is ``word``."""
-        space = os.readlink(f"/proc/{self.pid}/ns/pid_for_children")
+        space = _link(f"/proc/{self.pid}/ns/pid_for_children")
         return [
             pid
             for pid in _processes()
@@ -199,7 +202,7 @@ def _zombie(pid: int) -> bool:
 
 def _link(path: str) -> str:
     try:
-        return os.readlink(path)
+        return str(Path(path).readlink())
     except OSError:
         return ""
 

@@ -35,7 +35,9 @@ class Story:
         self._step += 1
         print(f"\n{_style('1', f'{self._step}. {title}')}")
         if text:
-            print(textwrap.fill(" ".join(text.split()), _WIDTH, initial_indent="   ", subsequent_indent="   "))
+            print(
+                textwrap.fill(" ".join(text.split()), _WIDTH, initial_indent="   ", subsequent_indent="   ")
+            )
         sys.stdout.flush()
 
     def run(self, command: str, *, fails: bool = False, show: bool = True, timeout: float = 20) -> str:
@@ -71,8 +73,8 @@ class Story:
         """Raise Failed."""
         raise Failed(f"step {self._step}: {text}")
 
-    def wait(self, what: str, predicate: Callable[[], T], seconds: float = 15) -> T:
-        """Poll until ``predicate`` returns something true, and return that; raises Failed after ``seconds``."""
+    def wait(self, what: str, predicate: Callable[[], T | None], seconds: float = 15) -> T:
+        """Poll until ``predicate`` returns something true, and return that; Failed after ``seconds``."""
         deadline = time.monotonic() + seconds
         while True:
             late = time.monotonic() >= deadline

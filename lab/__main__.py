@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
     selection = options.test or ["-m", "netns", *marked("netns")]
     # Emulation is five to ten times slower than the machine that the tests' own limits were set on.
-    pytest_args = ["-v", "--color=no", "-o", "timeout=600", *extra, *selection]
+    pytest_args = ["-v", "--color=no", "--durations=10", "-o", "timeout=600", *extra, *selection]
     outcomes = []
     try:
         if os.geteuid() != 0:

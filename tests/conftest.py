@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.fix_bpf",
     "tests.fix_features",
     "tests.fix_daemon",
+    "tests.fix_containerd",
 ]

@@ -187,6 +187,9 @@ class FakeDaemon:
             raise NotFound("port", params.port)
         return make_port(labels={"tier": "front"})
 
+    async def port_link(self, params: m.PortLinkParams, request: Request) -> m.PortLink:
+        return m.PortLink(port_id=PORT_ID, rep="pw01234567", admin="up", link="down", opstate="attached")
+
     async def port_delete(self, params: m.PortDeleteParams, request: Request) -> m.PortDeleted:
         self._note(params)
         return m.PortDeleted(port_id=PORT_ID)

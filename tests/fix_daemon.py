@@ -9,6 +9,7 @@ routes are that namespace's and the machine's stay as they are.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from portwright import Client
 from portwright.model.errors import DaemonUnavailable
 from portwright.model.port import Port
 from tests.deadline import wait_until
+from tests.fix_features import require_for_test
 from tests.fix_netns import TestNetns
 
 PORTWRIGHT = Path(sys.executable).with_name("portwright")
@@ -145,6 +148,10 @@ class Daemon:
 DaemonFactory = Callable[[], Daemon]
 
 
+def _transmits(ns: TestNetns, dev: str) -> bool:
+    return "state UP" in ns.run(["ip", "-o", "link", "show", dev]).stdout
+
+
 def make_world(host: TestNetns, world: TestNetns, mtu: int = 1500) -> None:
     """Join ``host`` to ``world`` by a veth pair ``up0``/``w0``, dual-stack, with default routes."""
     host.run(
@@ -170,6 +177,9 @@ def make_world(host: TestNetns, world: TestNetns, mtu: int = 1500) -> None:
         ns.run(["ip", "addr", "add", f"{a4}/24", "dev", dev])
         ns.run(["ip", "addr", "add", f"{a6}/64", "dev", dev, "nodad"])
         ns.run(["ip", "link", "set", dev, "up"])
+    # The end that was opened first transmits only after the kernel's link watch saw its carrier.
+    for ns, dev in ((host, "up0"), (world, "w0")):
+        wait_until(partial(_transmits, ns, dev), 5, f"{dev} to transmit")
     host.run(["ip", "route", "add", "default", "via", WORLD4])
     host.run(["ip", "-6", "route", "add", "default", "via", WORLD6])
 
@@ -186,6 +196,15 @@ def host(netns_factory: Callable[[], TestNetns], world: TestNetns) -> TestNetns:
     made = netns_factory()
     make_world(made, world)
     return made
+
+
+@pytest.fixture(params=["clsact", "tcx"])
+def each_attach(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test under clsact and, where the kernel has it, TCX. Use it by ``usefixtures``."""
+    way: str = request.param
+    require_for_test(way)
+    monkeypatch.setenv("PORTWRIGHT_ATTACH", way)
+    return way
 
 
 @pytest.fixture

@@ -58,12 +58,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark ours, leave out what needs a claim that is not made, and mark the profile's expected failures."""
     profile = config.stash[PROFILE]
     claims = profile.features | ({"daemon"} if profile.daemon else {"no_daemon"})
+    # What a profile has no variant of would be a skip for want of parameters.
+    empty = {need for need in ("portmap", "bandwidth") if not profile.needs.get(need)}
+    if not profile.breakers:
+        empty.add("breaker")
     left_out: list[pytest.Item] = []
     for item in items:
         if not item.path.is_relative_to(HERE):
             continue
         item.add_marker(pytest.mark.conformance)
         wanted = {name for marker in item.iter_markers("feature") for name in marker.args}
+        wanted |= set(getattr(item, "fixturenames", ())) & empty
         if not wanted <= claims:
             left_out.append(item)
         for pattern, reason in profile.expected_failures.items():

@@ -100,10 +100,16 @@ def places(work: Path) -> dict[str, str]:
 def load_profile(name: str) -> Profile:
     """A built-in profile by name, or one by its path (a name with a ``/`` or ``.toml``).
 
+    ``extends`` names a built-in profile whose top-level keys hold where this one has none.
+
     Raises FileNotFoundError, tomllib.TOMLDecodeError, or ValueError naming an unknown or missing key.
     """
     path = Path(name) if "/" in name or name.endswith(".toml") else BUILT_IN / f"{name}.toml"
-    return parse_profile(tomllib.loads(path.read_text()), str(path))
+    data = tomllib.loads(path.read_text())
+    if "extends" in data:
+        base = BUILT_IN / f"{data.pop('extends')}.toml"
+        data = tomllib.loads(base.read_text()) | data
+    return parse_profile(data, str(path))
 
 
 def parse_profile(data: Mapping[str, Any], origin: str) -> Profile:

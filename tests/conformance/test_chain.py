@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from .kit.host import HOST4, HOST6, OUTSIDE4
-from .kit.lab import Lab, Sandbox, ips_of
+from .kit.lab import Lab, Sandbox, ips_of, without_empty_dns
 from .kit.observe import family_of, links, wait_until
 from .kit.plugin import CniFailed, Json
 from .kit.traffic import echo, ping, tcp_ask, tcp_refused, udp_ask
@@ -44,7 +44,7 @@ def test_case_51_tuning_with_nothing_to_do(lab: Lab) -> None:
         lab.runtime.plugin_config(network, TUNING, {}, result),
         lab.runtime.environment("ADD", sandbox.id, sandbox.path, "eth0"),
     )
-    assert passed.json() == result
+    assert without_empty_dns(passed.json()) == without_empty_dns(result)
     lab.check(network, sandbox)
     lab.delete(network, sandbox)
     assert lab.leaks(sandbox.id, *ips_of(result)) == []

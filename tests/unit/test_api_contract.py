@@ -32,6 +32,7 @@ NAMES = [
     "node.stop",
     "port.create",
     "port.delete",
+    "port.link",
     "port.list",
     "port.plug",
     "port.set",

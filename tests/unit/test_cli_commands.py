@@ -62,7 +62,9 @@ PORT_ID           REP         STATE     NETWORK  MODEL  IFNAME  ADDRESSES       
 0123456789abcdef  pw01234567  attached  blue     veth   eth0    10.1.0.2,fd00:1::2  web
 fedcba9876543210  pwfedcba98  detached  blue     veth   eth0    -                   default/api-0
 """,
-    "port show web": PORT_TEXT
+    "port show web": PORT_TEXT.replace(
+        "network      blue", "admin        up\nlink         down\nopstate      attached\nnetwork      blue"
+    )
     + """\
 labels       tier=front
 from_port    10 packets, 1000 bytes; 1 by the slow path; 3 dropped

@@ -18,10 +18,11 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make na
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def session(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
+def session(folder: Path, *body: str) -> subprocess.CompletedProcess[str]:
     """Run a pytest session of one test with the check."""
     test = folder / "test_it.py"
-    test.write_text(f"import os, subprocess\nMARK = f'pwt-{{os.getpid()}}-'\ndef test_it():\n    {body}\n")
+    head = "import os, subprocess\nMARK = f'pwt-{os.getpid()}-'\ndef test_it():\n    "
+    test.write_text(head + "\n    ".join(body) + "\n")
     empty = folder / "pytest.ini"
     empty.write_text("[pytest]\n")
     options = ["-q", "-p", "tests.fix_leaks", "-p", "no:cacheprovider", "-c", str(empty)]
@@ -45,36 +46,31 @@ def test_clean_session_passes(tmp_path: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-def test_namespace_left_behind_fails(tmp_path: Path) -> None:
-    """A named namespace that outlives its session fails it, by name, in the closing line and the status."""
+def test_what_is_left_behind_fails_the_session(tmp_path: Path) -> None:
+    """What outlives its session fails it: a namespace, a process (found by its environment), a descriptor.
+
+    Each is named, and the exit status and the closing line both tell.
+    """
     name = uuid.uuid4().hex[:8]
-    done = session(tmp_path, f"subprocess.run(['ip', 'netns', 'add', MARK + '{name}'], check=True)")
-    (left,) = [path for path in Path("/run/netns").iterdir() if path.name.endswith(name)]
-    subprocess.run(["ip", "netns", "delete", left.name], check=True)
-
-    assert done.returncode == 1
-    assert f"netns {left.name}" in done.stdout
-    assert "1 passed, 1 error" in done.stdout
-
-
-def test_process_left_behind_fails(tmp_path: Path) -> None:
-    """A process that outlives its session is found by the mark in its environment."""
     done = session(
-        tmp_path, "print(subprocess.Popen(['tail', '-f', '/dev/null'], start_new_session=True).pid)"
+        tmp_path,
+        f"subprocess.run(['ip', 'netns', 'add', MARK + '{name}'], check=True)",
+        "subprocess.Popen(['tail', '-f', '/dev/null'], start_new_session=True)",
+        "os.open('/proc/self/ns/net', os.O_RDONLY)",
     )
-    (line,) = [line for line in done.stdout.splitlines() if line.strip().startswith("process ")]
-    os.kill(int(line.split()[1]), 9)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    for path in Path("/run/netns").glob(f"*{name}"):
+        subprocess.run(["ip", "netns", "delete", path.name], check=True)
+    left = {kind: [line for line in lines if line.startswith(kind)] for kind in ("netns", "process", "descr")}
+    for line in left["process"]:
+        os.kill(int(line.split()[1]), 9)
 
-    assert done.returncode == 1
-    assert "tail -f /dev/null" in line
-
-
-def test_descriptor_left_open_fails(tmp_path: Path) -> None:
-    """A namespace's descriptor that the session still holds fails it: it would keep the namespace alive."""
-    done = session(tmp_path, "os.open('/proc/self/ns/net', os.O_RDONLY)")
-
-    assert done.returncode == 1
-    assert "net:[" in done.stdout
+    assert done.returncode == 1, done.stdout
+    assert "1 passed, 1 error" in done.stdout
+    assert {kind: len(found) for kind, found in left.items()} == {"netns": 1, "process": 1, "descr": 1}
+    assert left["netns"][0].endswith(name)
+    assert "tail -f /dev/null" in left["process"][0]
+    assert "net:[" in left["descr"][0]
 
 
 def test_marked_and_recorded_objects_are_ours() -> None:

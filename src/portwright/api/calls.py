@@ -169,6 +169,11 @@ def port_show(port: str) -> Call[Port]:
     return Call("port.show", m.PortShowParams(port=port), Port)
 
 
+def port_link(port: str) -> Call[m.PortLink]:
+    """Return how a port's link stands: admin, link, opstate. Raises NotFound, Conflict."""
+    return Call("port.link", m.PortLinkParams(port=port), m.PortLink)
+
+
 def port_delete(port: str) -> Call[m.PortDeleted]:
     """Delete a port, whether its device is there or not. Raises NotFound, Conflict."""
     return Call("port.delete", m.PortDeleteParams(port=port), m.PortDeleted)

@@ -176,6 +176,7 @@ class Client:
     port_plan = _Method(calls.port_plan)
     port_list = _Method(calls.port_list)
     port_show = _Method(calls.port_show)
+    port_link = _Method(calls.port_link)
     port_delete = _Method(calls.port_delete)
     port_set = _Method(calls.port_set)
     port_plug = _Method(calls.port_plug)

@@ -31,7 +31,10 @@ _SANDBOX = "the sandbox's network namespace"
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """``ports`` counts by state. ``problems`` are sentences; none means healthy."""
+    """``ports`` counts by state. ``problems`` are sentences; none means healthy.
+
+    ``alarms``: what someone else did to our side of the host since the start, the latest 32.
+    """
 
     version: str
     pid: int
@@ -43,6 +46,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     networks: int
     attach: str
     problems: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
 
 
 @method("node.status", NodeStatus)
@@ -174,6 +178,27 @@ class PortListParams(Params[tuple[Port, ...]], frozen=True, kw_only=True):
 @method("port.show", Port)
 class PortShowParams(Params[Port], frozen=True, kw_only=True):
     """Show one port."""
+
+    port: Name
+
+
+class PortLink(msgspec.Struct, frozen=True, kw_only=True):
+    """How a port's link stands: three things, and none of them is another.
+
+    ``admin`` is the owner's will, by the representor. ``link`` is the carrier: the sandbox may take it
+    away by setting its end down, so it is no sign of health. ``opstate`` is whether there is a device.
+    """
+
+    port_id: str
+    rep: str
+    admin: Literal["up", "down"]
+    link: Literal["up", "down"]
+    opstate: Literal["attached", "detached"]
+
+
+@method("port.link", PortLink)
+class PortLinkParams(Params[PortLink], frozen=True, kw_only=True):
+    """Say how a port's link stands."""
 
     port: Name
 

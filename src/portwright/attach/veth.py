@@ -2,7 +2,8 @@
 
 The order of a plan is its safety. Until ``SetLink(host, up)`` the sandbox has no carrier, and by
 then both programs are attached and know the port: there is no moment at which a packet passes
-unguarded. ``PutTargets`` is last: the port can be reached from others once all of it is there.
+unguarded. ``PutTargets`` is last: the port can be reached from others once all of it is there, and
+``AwaitLink`` before it makes the answer mean that packets flow both ways.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from portwright.plan.operations import (
     AddNeighbour,
     AddRoute,
     AttachProgram,
+    AwaitLink,
     CreateVeth,
     DeleteLink,
     DetachProgram,
@@ -41,13 +43,12 @@ MIN_MTU, MIN_MTU6, MAX_MTU = 68, 1280, 65535
 
 
 def attach(port: Port) -> tuple[Operation, ...]:
-    """The plan that gives a recorded port its device."""
-    rep, ifname = port.rep_name, port.ifname
-    addresses = tuple(a.address for a in port.addresses)
+    """The plan that gives a recorded port its device. A disabled link (``admin``) stays down."""
+    rep = port.rep_name
     ops: list[Operation] = [
         CreateVeth(
             rep=rep,
-            ifname=ifname,
+            ifname=port.ifname,
             mac=port.mac,
             gateway_mac=GATEWAY_MAC,
             mtu=port.mtu,
@@ -55,45 +56,80 @@ def attach(port: Port) -> tuple[Operation, ...]:
             alias=_alias(port),
         ),
         NameLink(rep=rep, altnames=altnames(port)),
-        PutPort(
-            rep=rep,
-            port_id=port.port_id,
-            net_id=port.net_id,
-            mac=port.mac,
-            gateway_mac=GATEWAY_MAC,
-            mtu=port.mtu,
-            sandbox=port.sandbox.cookie,
-            addresses=addresses,
-            gateways=tuple(dict.fromkeys(a.gateway for a in port.addresses)),
-            limits=port.limits,
-        ),
-        AttachProgram(rep=rep, port_id=port.port_id, direction="ingress"),
-        AttachProgram(rep=rep, port_id=port.port_id, direction="egress"),
+        *_guarded(port),
+        *_up(port),
         *_sandbox(port),
-        SetLink(where="host", name=rep, up=True),
+        *_reachable(port),
     ]
-    for address in addresses:
-        ops.append(
-            AddRoute(where="host", dev=rep, route=Route(dst=host_prefix(address), scope=_link_scope(address)))
-        )
-        ops.append(AddNeighbour(where="host", dev=rep, address=address, mac=port.mac))
-    ops += _loopback(port)
-    ops.append(
-        PutTargets(
-            rep=rep,
-            port_id=port.port_id,
-            net_id=port.net_id,
-            mac=port.mac,
-            gateway_mac=GATEWAY_MAC,
-            mtu=port.mtu,
-            sandbox=port.sandbox.cookie,
-            addresses=addresses,
-            limited=bool(port.limits.ingress_rate),
-        )
-    )
     if port.port_mappings:
         ops.append(PublishPorts(port_id=port.port_id, mappings=port.port_mappings, addresses=port.addresses))
     return tuple(ops)
+
+
+def restore(port: Port) -> tuple[Operation, ...]:
+    """The plan for a representor that came back from elsewhere, bare: as ``attach``, without making it."""
+    return (
+        RemovePort(rep=port.rep_name, port_id=port.port_id, ifindex=port.rep_ifindex),
+        *_guarded(port),
+        *_up(port),
+        *_reachable(port, again=True),
+    )
+
+
+def enable(port: Port) -> tuple[Operation, ...]:
+    """The plan of ``admin up``. Going down cost the host's routes and neighbours: they come back."""
+    return (
+        SetLink(where="host", name=port.rep_name, up=True),
+        *reach(port, again=True),
+        targets(port),
+    )
+
+
+def disable(port: Port) -> tuple[Operation, ...]:
+    """The plan of ``admin down``: first nobody's packets lead here, then the sandbox loses its carrier."""
+    return (targets(port), SetLink(where="host", name=port.rep_name, up=False))
+
+
+def entry(port: Port) -> PutPort:
+    """The port's own entry in the data path: what its sender is held to."""
+    return PutPort(
+        rep=port.rep_name,
+        port_id=port.port_id,
+        net_id=port.net_id,
+        mac=port.mac,
+        gateway_mac=GATEWAY_MAC,
+        mtu=port.mtu,
+        sandbox=port.sandbox.cookie,
+        addresses=tuple(a.address for a in port.addresses),
+        gateways=tuple(dict.fromkeys(a.gateway for a in port.addresses)),
+        limits=port.limits,
+    )
+
+
+def targets(port: Port) -> PutTargets:
+    """The entries that lead others to the port, or say that its link is disabled."""
+    return PutTargets(
+        rep=port.rep_name,
+        port_id=port.port_id,
+        net_id=port.net_id,
+        mac=port.mac,
+        gateway_mac=GATEWAY_MAC,
+        mtu=port.mtu,
+        sandbox=port.sandbox.cookie,
+        addresses=tuple(a.address for a in port.addresses),
+        limited=bool(port.limits.ingress_rate),
+        down=port.admin == "down",
+    )
+
+
+def reach(port: Port, *, again: bool = False) -> tuple[Operation, ...]:
+    """The host's ways to the port, by a representor that is up. ``again``: some may be there."""
+    ops: list[Operation] = []
+    for address in (a.address for a in port.addresses):
+        route = Route(dst=host_prefix(address), scope=_link_scope(address))
+        ops.append(AddRoute(where="host", dev=port.rep_name, route=route, shared=again))
+        ops.append(AddNeighbour(where="host", dev=port.rep_name, address=address, mac=port.mac))
+    return (*ops, *_loopback(port, again=again))
 
 
 def detach(port: Port) -> tuple[Operation, ...]:
@@ -146,13 +182,34 @@ def _link_scope(address: str) -> int | None:
     return 253 if ":" not in address else None  # RT_SCOPE_LINK; IPv6 has none
 
 
-def _loopback(port: Port) -> list[Operation]:
+def _guarded(port: Port) -> tuple[Operation, ...]:
+    return (
+        entry(port),
+        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="ingress"),
+        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="egress"),
+    )
+
+
+def _reachable(port: Port, *, again: bool = False) -> tuple[Operation, ...]:
+    if port.admin == "down":  # the kernel takes no routes over a device that is down
+        return (targets(port),)
+    return (*reach(port, again=again), AwaitLink(rep=port.rep_name), targets(port))
+
+
+def _up(port: Port) -> tuple[Operation, ...]:
+    """The representor first: the end that is opened last sends at once, the other one only after the
+    kernel's link watch has seen its carrier (net/core/link_watch.c), and loses what comes before.
+    """
+    return () if port.admin == "down" else (SetLink(where="host", name=port.rep_name, up=True),)
+
+
+def _loopback(port: Port, *, again: bool = False) -> list[Operation]:
     """What the representor needs for published ports on the host's own loopback."""
     access = loopback_access(port.rep_name, port.port_mappings, port.addresses)
     ops: list[Operation] = [SetSysctl(where="host", path=path, value=value) for path, value in access.sysctls]
     for dst, table, metric in access.local_routes:
         route = Route(dst=dst, table=_TABLES[table], priority=metric)
-        ops.append(AddRoute(where="host", dev=port.rep_name, route=route, kind="local"))
+        ops.append(AddRoute(where="host", dev=port.rep_name, route=route, kind="local", shared=again))
     return ops
 
 

@@ -55,6 +55,7 @@ def status(settings: Settings, as_json: bool) -> int:
                 ("networks", found.networks),
                 ("ports", ", ".join(ports) or "none"),
                 ("problems", found.problems),
+                ("alarms", found.alarms),
             ]
         )
     return 0 if found.ready else 1

@@ -141,14 +141,17 @@ def show(settings: Settings, port: str, as_json: bool) -> None:
     """Show PORT and what it carried."""
     with client_of(settings) as client:
         found = client.port_show(port)
+        stands = client.port_link(found.port_id)
         carried = next(iter(client.stats(found.port_id)), None)
     if as_json:
         counters = {
             name: getattr(carried, name) if carried else None for name in ("from_port", "to_port", "drops")
         }
-        print_json({**full(found), **counters})
+        link = {"admin": stands.admin, "link": stands.link, "opstate": stands.opstate}
+        print_json({**full(found), **link, **counters})
         return
     facts = _facts(found)
+    facts[3:3] = [("admin", stands.admin), ("link", stands.link), ("opstate", stands.opstate)]
     if carried is not None:
         facts.append(("from_port", _direction(carried.from_port, carried.drops.from_port)))
         facts.append(("to_port", _direction(carried.to_port, carried.drops.to_port)))

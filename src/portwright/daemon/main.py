@@ -21,6 +21,7 @@ from portwright.cni.handler import CniHandler
 from portwright.daemon.methods import VERSION, Methods
 from portwright.kernel import netns
 from portwright.model.errors import PortwrightError
+from portwright.node.changes import Changes
 from portwright.node.core import Core
 from portwright.node.drops import DropFeed
 from portwright.node.faults import Faults
@@ -64,17 +65,20 @@ async def _serve(core: Core) -> None:
     core.switch_for()
     for sentence in recover(core, ports):
         log.info("recovery: %s", sentence)
-    watch, feed = Watch(core, ports, loop), DropFeed(core, loop)
+    changes = Changes(core)
+    watch, feed = Watch(core, ports, changes, loop), DropFeed(core, loop)
 
     def changed() -> None:
         watch.sync()
         feed.sync()
 
+    watch.sync()
+    watch.catch_up()
     cni = CniHandler(core.store, ports, networks, health, netns.entered)
     replayed = await cni.replay(core.paths.spool)
     if replayed:
         log.info("replayed %d spooled DELs", replayed)
-    methods = Methods(core, ports, networks, health, feed, stopping.set, changed)
+    methods = Methods(core, ports, changes, networks, health, feed, stopping.set, changed)
 
     async def serve_cni(request: Request) -> bytes:
         if await cni.replay(core.paths.spool):

@@ -17,7 +17,8 @@ from portwright.dataplane.abi import PwCounter
 from portwright.ipam import canonical_pools
 from portwright.model.errors import InvalidInput
 from portwright.model.network import AddressRange, Network
-from portwright.model.port import Limits, Owner, Port
+from portwright.model.port import Limits, Owner, Port, PortState
+from portwright.node.changes import Changes
 from portwright.node.core import Core
 from portwright.node.drops import DropFeed
 from portwright.node.health import Health
@@ -35,6 +36,7 @@ class Methods:
         self,
         core: Core,
         ports: Ports,
+        changes: Changes,
         networks: Networks,
         health: Health,
         feed: DropFeed,
@@ -44,6 +46,7 @@ class Methods:
         self._core = core
         self._store = core.store
         self._ports = ports
+        self._changes = changes
         self._networks = networks
         self._health = health
         self._feed = feed
@@ -71,6 +74,7 @@ class Methods:
             networks=len(self._store.networks()),
             attach="tcx" if self._core.switch_for().tcx else "clsact",
             problems=tuple(problems),
+            alarms=tuple(self._core.alarms),
         )
 
     async def node_stop(self, _params: m.NodeStopParams, _request: Request) -> m.NodeStopping:
@@ -148,6 +152,17 @@ class Methods:
     async def port_show(self, params: m.PortShowParams, _request: Request) -> Port:
         return self._store.find_port(params.port)
 
+    async def port_link(self, params: m.PortLinkParams, _request: Request) -> m.PortLink:
+        port = self._store.find_port(params.port)
+        link = self._health.link(port)
+        return m.PortLink(
+            port_id=port.port_id,
+            rep=port.rep_name,
+            admin="down" if port.admin == "down" else "up",
+            link="up" if link else "down",
+            opstate="attached" if port.state is PortState.ATTACHED else "detached",
+        )
+
     async def port_delete(self, params: m.PortDeleteParams, _request: Request) -> m.PortDeleted:
         port = self._store.find_port(params.port)
         self._ports.delete(port)
@@ -163,7 +178,7 @@ class Methods:
         if params.labels is not None:
             merged = {**port.labels, **params.labels}
             labels = {k: v for k, v in merged.items() if v is not None}
-        return self._ports.set(port, admin=params.admin, limits=limits, mtu=params.mtu, labels=labels)
+        return self._changes.set(port, admin=params.admin, limits=limits, mtu=params.mtu, labels=labels)
 
     async def port_plug(self, params: m.PortPlugParams, request: Request) -> Port:
         port = self._store.find_port(params.port)

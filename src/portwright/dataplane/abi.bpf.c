@@ -11,6 +11,7 @@ struct {
 	enum pw_reason reason;
 	enum pw_port_flag port_flag;
 	enum pw_state_flag state_flag;
+	enum pw_tc_index tc_index;
 	enum pw_trace_const trace_const;
 	enum pw_step step;
 	enum pw_slow slow;

@@ -51,15 +51,18 @@ enum pw_reason {
 	PW_R_MTU = 14,
 	PW_R_ISOLATION = 15, /* two networks that do not name each other */
 	PW_R_LIMIT = 16, /* over the port's rate */
-	PW_R_LOOP = 17, /* from a device of ours that is gone */
-	PW_R_DST_MAC = 18, /* unicast to a MAC that is not the gateway's */
-	PW_R_IP_VERSION = 19, /* version nibble or header length out of range */
-	PW_R_MAX = 20,
+	PW_R_LOOP = 17, /* to an address of the very port that sent it */
+	PW_R_DST_MAC = 18, /* not the gateway's; or a group MAC around a port's address */
+	PW_R_IP_VERSION = 19, /* version nibble or header length out of range; IPv4-mapped IPv6 */
+	PW_R_IP_CHECKSUM = 20,
+	PW_R_LINK_DOWN = 21, /* the owner disabled the receiving port's link */
+	PW_R_MAX = 22,
 };
 
 enum pw_port_flag {
 	PW_PF_LIMIT_FROM = 1,
 	PW_PF_LIMIT_TO = 2,
+	PW_PF_DOWN = 4, /* of a target: its link is disabled */
 };
 
 enum pw_state_flag {
@@ -196,6 +199,16 @@ struct pw_budget {
 PW_ASSERT_SIZE(struct pw_budget, 16);
 
 /*
+ * skb->tc_index of a packet that a sandbox addressed to a port itself: what the
+ * host's stack hands to the target's representor is then the same flow, not a
+ * translated one. It survives forwarding and reassembly, and each packet from
+ * a sandbox has it set anew.
+ */
+enum pw_tc_index {
+	PW_TC_DIRECT = 0x7077,
+};
+
+/*
  * `why` runs these very programs by BPF_PROG_TEST_RUN. A run with this mark
  * and priority writes its steps to pw_trace and changes no counter. A sandbox
  * can't set either: both are cleared when a packet leaves its namespace
@@ -233,6 +246,9 @@ enum pw_slow {
 	PW_SLOW_FRAGMENT = 4,
 	PW_SLOW_FLOW = 5,
 	PW_SLOW_OPTIONS = 6,
+	PW_SLOW_SCOPE = 7, /* a link-local source, which no router forwards */
+	PW_SLOW_PADDING = 8, /* bytes behind the packet, which a router takes off */
+	PW_SLOW_ERROR = 9, /* an ICMP error, perhaps about a flow that the host translates */
 };
 
 struct pw_trace_step {

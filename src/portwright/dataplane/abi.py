@@ -19,6 +19,7 @@ class PwDir(enum.IntEnum):
 class PwPortFlag(enum.IntEnum):
     PF_LIMIT_FROM = 1
     PF_LIMIT_TO = 2
+    PF_DOWN = 4
 
 
 class PwReason(enum.IntEnum):
@@ -42,7 +43,9 @@ class PwReason(enum.IntEnum):
     R_LOOP = 17
     R_DST_MAC = 18
     R_IP_VERSION = 19
-    R_MAX = 20
+    R_IP_CHECKSUM = 20
+    R_LINK_DOWN = 21
+    R_MAX = 22
 
 
 class PwSlow(enum.IntEnum):
@@ -53,6 +56,9 @@ class PwSlow(enum.IntEnum):
     SLOW_FRAGMENT = 4
     SLOW_FLOW = 5
     SLOW_OPTIONS = 6
+    SLOW_SCOPE = 7
+    SLOW_PADDING = 8
+    SLOW_ERROR = 9
 
 
 class PwStateFlag(enum.IntEnum):
@@ -74,6 +80,10 @@ class PwStep(enum.IntEnum):
     S_DROP = 11
     S_DELIVER = 12
     S_MULTICAST = 13
+
+
+class PwTcIndex(enum.IntEnum):
+    TC_DIRECT = 28791
 
 
 class PwTraceConst(enum.IntEnum):

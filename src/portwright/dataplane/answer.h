@@ -18,7 +18,7 @@ PW_INLINE int pw_bounce(struct __sk_buff *skb, const struct pw_port *port)
 }
 
 /* Returns a verdict, or TC_ACT_UNSPEC when it is no question for the gateway. */
-static __noinline int pw_answer_arp(struct __sk_buff *skb, const struct pw_port *port)
+__noinline int pw_answer_arp(struct __sk_buff *skb, const struct pw_port *port)
 {
 	struct pw_arp arp;
 	struct pw_addr target;
@@ -51,7 +51,8 @@ struct pw_pseudo {
 
 #define PW_NA_LEN (ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct pw_na))
 
-static __noinline int pw_answer_ns(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+__noinline int pw_answer_ns(struct __sk_buff *skb, const struct pw_port *port,
+			    struct pw_packet *pkt)
 {
 	struct pw_na na = {};
 	struct pw_pseudo pseudo = {};
@@ -63,13 +64,17 @@ static __noinline int pw_answer_ns(struct __sk_buff *skb, const struct pw_port *
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, pkt->l4_off, &na.nd, sizeof(na.nd)))
 		return TC_ACT_UNSPEC;
-	if (na.nd.code || !pw_addr_equal(&na.nd.target, &port->gateway6))
+	if (na.nd.code || pw_addr_zero(&na.nd.target) ||
+	    !pw_addr_equal(&na.nd.target, &port->gateway6))
 		return TC_ACT_UNSPEC;
-	/* The option is absent from some unicast probes, and may be followed by others. */
-	if (skb->len != PW_NA_LEN && bpf_skb_change_tail(skb, PW_NA_LEN, 0))
-		return TC_ACT_SHOT;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6)))
-		return TC_ACT_SHOT;
+		return TC_ACT_UNSPEC;
+	/*
+	 * The option is absent from some unicast probes, and may be followed by
+	 * others. What can't be cut (GSO) is no solicitation: a miss.
+	 */
+	if (skb->len != PW_NA_LEN && bpf_skb_change_tail(skb, PW_NA_LEN, 0))
+		return TC_ACT_UNSPEC;
 
 	na.nd.type = 136;
 	na.nd.csum = 0;
@@ -98,13 +103,16 @@ static __noinline int pw_answer_ns(struct __sk_buff *skb, const struct pw_port *
 }
 
 /* Swapping source and destination leaves every checksum but ICMP's type as it was. */
-static __noinline int pw_answer_echo(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+__noinline int pw_answer_echo(struct __sk_buff *skb, const struct pw_port *port,
+			      struct pw_packet *pkt)
 {
 	bool v4;
 	__be16 from, to;
 	__u32 csum_off;
 
-	if (!port || !pkt || (pkt->flags & PW_P_FRAGMENT))
+	/* Whole, plain and with all of its header (RFC 792); else it is a miss. */
+	if (!port || !pkt || (pkt->flags & (PW_P_FRAGMENT | PW_P_OPTIONS)) ||
+	    pkt->l4_off + 8 > ETH_HLEN + pkt->l3_len || pw_addr_zero(&pkt->daddr))
 		return TC_ACT_UNSPEC;
 	v4 = pkt->be_proto == bpf_htons(ETH_P_IP);
 	if (v4) {

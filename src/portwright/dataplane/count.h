@@ -15,8 +15,11 @@ PW_INLINE bool pw_traced(struct __sk_buff *skb)
 	return skb->mark == PW_TRACE_MARK && skb->priority == PW_TRACE_PRIORITY;
 }
 
-/* Not inlined: it is the cold path, and the hot one stays small. */
-static __noinline int pw_step(__u32 step, __u32 a, __u32 b)
+/*
+ * Cold parts are functions, so that the hot one stays small; and global ones,
+ * so that the verifier looks at each once and not again for every caller.
+ */
+__noinline int pw_step(__u32 step, __u32 a, __u32 b)
 {
 	__u32 zero = 0;
 	struct pw_trace *trace = bpf_map_lookup_elem(&pw_trace, &zero);
@@ -76,8 +79,8 @@ PW_INLINE void pw_count_to(struct __sk_buff *skb, __u64 port_id, bool slow)
 		pw_add(&counters->to_slow, skb);
 }
 
-static __noinline int pw_event(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
-			       __u32 dir_reason, __u32 other_net)
+__noinline int pw_event(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
+			__u32 dir_reason, __u32 other_net)
 {
 	__u32 reason = dir_reason & 0xff;
 	struct pw_budget *budget = bpf_map_lookup_elem(&pw_budget, &reason);
@@ -123,8 +126,8 @@ static __noinline int pw_event(struct __sk_buff *skb, struct pw_packet *pkt, __u
 }
 
 /* Counts, reports and returns the verdict of a drop. */
-static __noinline int pw_drop(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
-			      __u32 dir_reason, __u32 other_net)
+__noinline int pw_drop(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
+		       __u32 dir_reason, __u32 other_net)
 {
 	struct pw_drop_key key = {
 		.port_id = port_id,

@@ -16,6 +16,7 @@
 
 #define PW_DHCP4_SERVER 67
 #define PW_DHCP4_CLIENT 68
+#define PW_DHCP6_CLIENT 546
 #define PW_DHCP6_SERVER 547
 
 /* Options of one ND message that we look at; Linux sends one or two. */
@@ -50,8 +51,9 @@ PW_INLINE bool pw_owns(const struct pw_port *port, const struct pw_addr *addr)
 {
 	const struct pw_target *target;
 
+	/* A port of one family has zero in the other's place: :: is not its own for that. */
 	if (pw_addr_equal(addr, &port->addr4) || pw_addr_equal(addr, &port->addr6))
-		return true;
+		return !pw_addr_zero(addr);
 	target = bpf_map_lookup_elem(&pw_addrs, addr);
 	return target && target->sandbox == port->sandbox && target->net_id == port->net_id;
 }
@@ -80,15 +82,16 @@ PW_INLINE int pw_guard_arp(struct __sk_buff *skb, const struct pw_port *port, st
 }
 
 /* The link-layer address options of ND must name the port's own MAC. */
-static __noinline int pw_guard_nd_options(struct __sk_buff *skb, const struct pw_port *port, __u32 off)
+static __noinline int pw_guard_nd_options(struct __sk_buff *skb, const struct pw_port *port,
+					  __u32 off, __u32 end)
 {
 	if (!port)
 		return PW_R_NO_PORT;
-#pragma unroll
 	for (int i = 0; i < PW_ND_OPTIONS; i++) {
 		__u8 opt[8];
 
-		if (off + sizeof(opt) > skb->len)
+		/* Less than an option is left: nothing, or rubbish that no receiver accepts. */
+		if (off + sizeof(opt) > end)
 			return 0;
 		if (bpf_skb_load_bytes(skb, off, opt, sizeof(opt)))
 			return PW_R_TRUNCATED;
@@ -99,23 +102,29 @@ static __noinline int pw_guard_nd_options(struct __sk_buff *skb, const struct pw
 			return PW_R_ND_SPOOF;
 		off += opt[1] * 8;
 	}
-	return off < skb->len ? PW_R_ND_SPOOF : 0;
+	return off < end ? PW_R_ND_SPOOF : 0;
 }
 
-static __noinline int pw_guard_nd(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+/* Global for the verifier's sake, as pw_parse_ext. */
+__noinline int pw_guard_nd(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
 {
 	struct pw_nd nd;
 	bool unspecified;
+	__u32 end;
 
 	if (!port || !pkt)
 		return PW_R_NO_PORT;
+	end = ETH_HLEN + pkt->l3_len;
 	unspecified = pw_addr_zero(&pkt->saddr);
+	/* Nobody without an address speaks to one node (RFC 4861, 7.1.1; RFC 3590). */
+	if (unspecified && !(pkt->flags & PW_P_MULTICAST))
+		return PW_R_SRC_IP;
 	switch (pkt->icmp_type) {
 	case 134: /* router advertisement */
 	case 137: /* redirect */
 		return PW_R_RA;
 	case 133: /* router solicitation */
-		return pw_guard_nd_options(skb, port, pkt->l4_off + 8);
+		return pw_guard_nd_options(skb, port, pkt->l4_off + 8, end);
 	case 135: /* neighbour solicitation */
 	case 136: /* neighbour advertisement */
 		break;
@@ -127,19 +136,55 @@ static __noinline int pw_guard_nd(struct __sk_buff *skb, const struct pw_port *p
 	}
 	if (pkt->ttl != 255) /* RFC 4861, 7.1.1 */
 		return PW_R_ND_SPOOF;
-	if (bpf_skb_load_bytes(skb, pkt->l4_off, &nd, sizeof(nd)))
+	if (pkt->l4_off + sizeof(nd) > end || bpf_skb_load_bytes(skb, pkt->l4_off, &nd, sizeof(nd)))
 		return PW_R_TRUNCATED;
 	/* What it advertises, or probes for by DAD, must be its own. */
 	if ((pkt->icmp_type == 136 || unspecified) && !pw_addr_equal(&nd.target, &port->link_local) &&
 	    !pw_owns(port, &nd.target))
 		return PW_R_ND_SPOOF;
-	return pw_guard_nd_options(skb, port, pkt->l4_off + sizeof(nd));
+	return pw_guard_nd_options(skb, port, pkt->l4_off + sizeof(nd), end);
+}
+
+/* The whole header's checksum where there are options (RFC 791). */
+__noinline int pw_v4_sum_options(struct __sk_buff *skb, __u32 hlen)
+{
+	__be32 words[15] = {};
+	__s64 sum;
+
+	if (hlen < sizeof(struct iphdr) || hlen > sizeof(words) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN, words, hlen))
+		return 0;
+	sum = bpf_csum_diff(NULL, 0, words, sizeof(words), 0);
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
+}
+
+/* The stack drops a header with a wrong checksum without a word; we count it, on both paths. */
+PW_INLINE bool pw_v4_sum_ok(struct __sk_buff *skb, const struct pw_packet *pkt)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	const __u32 *words = data + ETH_HLEN;
+	__u64 sum;
+
+	if (pkt->flags & PW_P_OPTIONS)
+		return pw_v4_sum_options(skb, pkt->l4_off - ETH_HLEN);
+	if ((void *)(words + 5) > end)
+		return false;
+	sum = (__u64)words[0] + words[1] + words[2] + words[3] + words[4];
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
 }
 
 PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
 {
 	bool v4 = pkt->be_proto == bpf_htons(ETH_P_IP);
 
+	if (v4 && !pw_v4_sum_ok(skb, pkt))
+		return PW_R_IP_CHECKSUM;
 	if (!v4 && pkt->proto == IPPROTO_ICMPV6) {
 		int reason;
 
@@ -164,9 +209,19 @@ PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, str
 		if (!pw_addr_equal(&pkt->saddr, &port->link_local))
 			return PW_R_SRC_IP;
 	}
-	if (pkt->proto == IPPROTO_UDP && (pkt->flags & PW_P_PORTS) &&
-	    pkt->be_sport == (v4 ? bpf_htons(PW_DHCP4_SERVER) : bpf_htons(PW_DHCP6_SERVER)))
-		return PW_R_DHCP_SERVER;
+	/* A server is known by its own port, and by the clients' port that it sends to. */
+	if (pkt->proto == IPPROTO_UDP && (pkt->flags & PW_P_PORTS)) {
+		if (v4 && (pkt->be_sport == bpf_htons(PW_DHCP4_SERVER) ||
+			   pkt->be_dport == bpf_htons(PW_DHCP4_CLIENT)))
+			return PW_R_DHCP_SERVER;
+		if (!v4 && (pkt->be_sport == bpf_htons(PW_DHCP6_SERVER) ||
+			    pkt->be_dport == bpf_htons(PW_DHCP6_CLIENT)))
+			return PW_R_DHCP_SERVER;
+	}
+	/* ICMP redirect and router advertisement (RFC 792, RFC 1256): ND's in the older clothes. */
+	if (v4 && pkt->proto == IPPROTO_ICMP && !(pkt->flags & PW_P_LATER_FRAGMENT) &&
+	    (pkt->icmp_type == 5 || pkt->icmp_type == 9))
+		return PW_R_RA;
 	return 0;
 }
 
@@ -179,9 +234,11 @@ PW_INLINE bool pw_is_vlan(__be16 proto)
 /* Layer 2: addresses and tags. A tag may be in the frame or in the skb. */
 PW_INLINE int pw_guard_l2(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
 {
-	__u8 mac[12];
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	const __u8 *mac = data;
 
-	if (bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
+	if (data + ETH_HLEN > end)
 		return PW_R_TRUNCATED;
 	if (!pw_mac_equal(mac + ETH_ALEN, port->mac))
 		return PW_R_SRC_MAC;
@@ -194,7 +251,9 @@ PW_INLINE int pw_guard_l2(struct __sk_buff *skb, const struct pw_port *port, str
 			return PW_R_TRUNCATED;
 		return pw_is_vlan(inner) ? PW_R_DOUBLE_TAG : PW_R_VLAN;
 	}
-	if (!(mac[0] & 1) && !pw_mac_equal(mac, port->gateway_mac))
+	if (mac[0] & 1)
+		pkt->flags |= PW_P_GROUP_MAC;
+	else if (!pw_mac_equal(mac, port->gateway_mac))
 		return PW_R_DST_MAC;
 	return 0;
 }

@@ -14,7 +14,7 @@
 
 #define PW_NSEC 1000000000ULL
 
-static __noinline bool pw_over_limit(struct __sk_buff *skb, __u64 port_id, __u32 dir)
+__noinline int pw_over_limit(struct __sk_buff *skb, __u64 port_id, __u32 dir)
 {
 	struct pw_limit_key key = { .port_id = port_id, .dir = dir };
 	struct pw_limit *limit = bpf_map_lookup_elem(&pw_limits, &key);

@@ -31,6 +31,7 @@ enum pw_packet_flag {
 	PW_P_OPTIONS = 4, /* IPv4 options or IPv6 extension headers */
 	PW_P_MULTICAST = 8,
 	PW_P_PORTS = 16, /* be_sport and be_dport are valid */
+	PW_P_GROUP_MAC = 32, /* sent to a broadcast or multicast MAC */
 };
 
 struct pw_packet {
@@ -95,6 +96,7 @@ PW_INLINE void pw_mac_copy(__u8 *to, const __u8 *from)
 /* Ports, or the ICMP type, of a packet that carries its layer 4 header. */
 PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 {
+	__u32 end = ETH_HLEN + pkt->l3_len;
 	__be16 ports[2];
 
 	switch (pkt->proto) {
@@ -102,7 +104,9 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
 	case IPPROTO_UDPLITE:
-		if (bpf_skb_load_bytes(skb, pkt->l4_off, ports, sizeof(ports)))
+		/* What lies behind the packet's end is padding, and no header. */
+		if (pkt->l4_off + sizeof(ports) > end ||
+		    bpf_skb_load_bytes(skb, pkt->l4_off, ports, sizeof(ports)))
 			return PW_R_TRUNCATED;
 		pkt->be_sport = ports[0];
 		pkt->be_dport = ports[1];
@@ -110,7 +114,8 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 		return 0;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (bpf_skb_load_bytes(skb, pkt->l4_off, &pkt->icmp_type, 1))
+		if (pkt->l4_off + 1 > end ||
+		    bpf_skb_load_bytes(skb, pkt->l4_off, &pkt->icmp_type, 1))
 			return PW_R_TRUNCATED;
 		return 0;
 	}
@@ -167,13 +172,76 @@ PW_INLINE int pw_parse_v4(struct __sk_buff *skb, struct pw_packet *pkt)
 	return pw_parse_l4(skb, pkt);
 }
 
+PW_INLINE bool pw_is_ext(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	       next == IPPROTO_FRAGMENT || next == IPPROTO_AH;
+}
+
+/*
+ * Follows the chain of extension headers from pkt->l4_off, where one of type
+ * pkt->proto is, to the upper layer. Returns 0 or the reason to drop.
+ *
+ * Global, so that the verifier looks at its loop once and by itself: as part
+ * of its caller it would be walked again for each state before it, five times
+ * the work of all the rest.
+ */
+__noinline int pw_parse_ext(struct __sk_buff *skb, struct pw_packet *pkt)
+{
+	__u32 off, end;
+	__u8 next;
+
+	if (!pkt)
+		return PW_R_TRUNCATED;
+	off = pkt->l4_off;
+	end = ETH_HLEN + pkt->l3_len;
+	next = pkt->proto;
+	pkt->flags |= PW_P_OPTIONS;
+	for (int i = 0; i < PW_EXT_MAX; i++) {
+		__u8 hdr[4];
+
+		if (bpf_skb_load_bytes(skb, off, hdr, sizeof(hdr)))
+			return PW_R_TRUNCATED;
+		if (next == IPPROTO_FRAGMENT) {
+			__u16 frag = (hdr[2] << 8 | hdr[3]) & 0xfff9;
+
+			off += 8;
+			/* offset 0 and no more: an atomic fragment, whole (RFC 6946) */
+			if (frag)
+				pkt->flags |= PW_P_FRAGMENT;
+			if (frag >> 3)
+				pkt->flags |= PW_P_LATER_FRAGMENT;
+		} else if (next == IPPROTO_AH) {
+			off += (hdr[1] + 2) * 4;
+		} else {
+			off += (hdr[1] + 1) * 8;
+		}
+		if (off > end)
+			return PW_R_TRUNCATED;
+		next = hdr[0];
+		pkt->proto = next;
+		pkt->l4_off = off;
+		/* What follows a later fragment's header is data, whatever next says. */
+		if ((pkt->flags & PW_P_LATER_FRAGMENT) || !pw_is_ext(next))
+			return 0;
+	}
+	return PW_R_EXT_HEADERS;
+}
+
+/*
+ * ::ffff:0:0/96 stands for IPv4 in our maps and in sockets, never in a packet
+ * (RFC 4291, 2.5.5.2): an IPv6 header could borrow an IPv4 identity with it.
+ */
+PW_INLINE bool pw_is_mapped(const struct pw_addr *a)
+{
+	return !(a->be[0] | a->be[1] | (a->be[2] ^ bpf_htonl(0xffff)));
+}
+
 PW_INLINE int pw_parse_v6(struct __sk_buff *skb, struct pw_packet *pkt)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	struct ipv6hdr *ip6 = data + ETH_HLEN;
-	__u32 off = ETH_HLEN + sizeof(*ip6);
-	__u8 next;
 
 	if ((void *)(ip6 + 1) > end)
 		return PW_R_TRUNCATED;
@@ -188,48 +256,21 @@ PW_INLINE int pw_parse_v6(struct __sk_buff *skb, struct pw_packet *pkt)
 	pw_addr_v6(&pkt->saddr, &ip6->saddr);
 	pw_addr_v6(&pkt->daddr, &ip6->daddr);
 	pkt->ttl = ip6->hop_limit;
-	next = ip6->nexthdr;
+	pkt->proto = ip6->nexthdr;
+	pkt->l4_off = ETH_HLEN + sizeof(*ip6);
 	if (ip6->daddr.in6_u.u6_addr8[0] == 0xff)
 		pkt->flags |= PW_P_MULTICAST;
+	if (pw_is_mapped(&pkt->saddr) || pw_is_mapped(&pkt->daddr))
+		return PW_R_IP_VERSION;
 
-	for (int i = 0; i <= PW_EXT_MAX; i++) {
-		__u8 hdr[4];
+	if (pw_is_ext(pkt->proto)) {
+		int reason = pw_parse_ext(skb, pkt);
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH)
-			break;
-		if (i == PW_EXT_MAX)
-			return PW_R_EXT_HEADERS;
-		if (bpf_skb_load_bytes(skb, off, hdr, sizeof(hdr)))
-			return PW_R_TRUNCATED;
-		pkt->flags |= PW_P_OPTIONS;
-		if (next == IPPROTO_FRAGMENT) {
-			__u16 frag = (hdr[2] << 8 | hdr[3]) & 0xfff9;
-
-			off += 8;
-			/* offset 0 and no more: an atomic fragment, whole (RFC 6946) */
-			if (frag) {
-				pkt->flags |= PW_P_FRAGMENT;
-				if (frag >> 3) {
-					pkt->flags |= PW_P_LATER_FRAGMENT;
-					pkt->proto = hdr[0];
-					pkt->l4_off = off;
-					return 0;
-				}
-			}
-		} else if (next == IPPROTO_AH) {
-			off += (hdr[1] + 2) * 4;
-		} else {
-			off += (hdr[1] + 1) * 8;
-		}
-		next = hdr[0];
-		if (off > ETH_HLEN + pkt->l3_len)
-			return PW_R_TRUNCATED;
+		if (reason)
+			return reason;
+		if (pkt->flags & PW_P_LATER_FRAGMENT)
+			return 0;
 	}
-	pkt->proto = next;
-	pkt->l4_off = off;
-	if (next == IPPROTO_NONE)
-		return 0;
 	/* RFC 7112: the first fragment holds the whole header chain. */
 	if (pw_parse_l4(skb, pkt))
 		return pkt->flags & PW_P_FRAGMENT ? PW_R_FRAGMENT : PW_R_TRUNCATED;

@@ -40,6 +40,13 @@ PW_INLINE bool pw_may_reach(__u32 from_net, __u32 to_net)
 	return from_net == to_net || bpf_map_lookup_elem(&pw_reach, &key);
 }
 
+PW_INLINE bool pw_icmp_error(const struct pw_packet *pkt)
+{
+	if (pkt->proto == IPPROTO_ICMPV6)
+		return pkt->icmp_type < 128;
+	return pkt->proto == IPPROTO_ICMP && pkt->icmp_type != 0 && pkt->icmp_type != 8;
+}
+
 /* Must this packet for a local port go through the host's stack, and why? */
 PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_packet *pkt,
 			       const struct pw_target *target)
@@ -51,11 +58,19 @@ PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_packet *pk
 		return PW_SLOW_CONFIG;
 	if (pkt->ttl <= 1)
 		return PW_SLOW_TTL;
+	/* fe80::/10 to a global address: the stack refuses it and says so (RFC 4443, 3.1). */
+	if ((pkt->saddr.be[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000))
+		return PW_SLOW_SCOPE;
 	/* Reassembled there, so that a translated flow stays translated. */
 	if (pkt->flags & PW_P_FRAGMENT)
 		return PW_SLOW_FRAGMENT;
 	if (pkt->flags & PW_P_OPTIONS)
 		return PW_SLOW_OPTIONS;
+	if (skb->len != ETH_HLEN + pkt->l3_len)
+		return PW_SLOW_PADDING;
+	/* Of tunnels' and SCTP's super-packets we can't tell how large they become. */
+	if (skb->gso_size && pkt->proto != IPPROTO_TCP && pkt->proto != IPPROTO_UDP)
+		return PW_SLOW_MTU;
 	if (pw_wire_l3(skb, pkt) > target->mtu)
 		return PW_SLOW_MTU;
 	if (state->slow_flows) {
@@ -69,6 +84,9 @@ PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_packet *pk
 
 		if (bpf_map_lookup_elem(&pw_slow_flows, &flow))
 			return PW_SLOW_FLOW;
+		/* It quotes the packet that caused it, which may need translation too. */
+		if (pw_icmp_error(pkt))
+			return PW_SLOW_ERROR;
 	}
 	return PW_SLOW_NONE;
 }
@@ -110,8 +128,8 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, const struct pw_port *port, stru
 {
 	const struct pw_target *target;
 	__u32 slow;
-	int verdict;
 
+	skb->tc_index = 0;
 	if (pkt->flags & PW_P_MULTICAST) {
 		PW_STEP(skb, PW_S_MULTICAST, 0, 0);
 		return PW_NEXT;
@@ -122,27 +140,36 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, const struct pw_port *port, stru
 		return PW_NEXT;
 	}
 	PW_STEP(skb, PW_S_TARGET, target->ifindex, target->net_id);
+	if (target->ifindex == skb->ifindex)
+		return PW_DROP(skb, pkt, port->port_id, PW_FROM_PORT, PW_R_LOOP);
+	/* RFC 1812, 5.3.4: a router does not forward what was broadcast to it. */
+	if (pkt->flags & PW_P_GROUP_MAC)
+		return PW_DROP(skb, pkt, port->port_id, PW_FROM_PORT, PW_R_DST_MAC);
 	if (!pw_may_reach(port->net_id, target->net_id))
 		return pw_drop(skb, pkt, port->port_id, PW_FROM_PORT << 8 | PW_R_ISOLATION,
 			       target->net_id);
 	if (port->net_id != target->net_id)
 		PW_STEP(skb, PW_S_REACH_OK, port->net_id, target->net_id);
+	if (target->flags & PW_PF_DOWN) {
+		/* A redirect to the peer would not look at the representor's state. */
+		pw_count_from(skb, port->port_id, false);
+		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LINK_DOWN);
+	}
 	slow = pw_slow_reason(skb, pkt, target);
 	if (slow) {
 		PW_STEP(skb, PW_S_SLOW, slow, 0);
+		skb->tc_index = PW_TC_DIRECT;
 		return PW_NEXT;
 	}
 	if ((target->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
 	    pw_over_limit(skb, target->port_id, PW_TO_PORT)) {
 		/* The sender's part was carried; the receiver's port refused it. */
 		pw_count_from(skb, port->port_id, false);
-		PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LIMIT);
-		return TC_ACT_STOLEN;
+		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LIMIT);
 	}
 	PW_STEP(skb, PW_S_FAST, target->ifindex, 0);
 	pw_count_to(skb, target->port_id, false);
-	verdict = pw_forward(skb, pkt, target);
-	return verdict;
+	return pw_forward(skb, pkt, target);
 }
 
 SEC("tc")
@@ -231,8 +258,9 @@ int pw_to_port(struct __sk_buff *skb)
 				       from->net_id);
 		if (from->net_id != port->net_id)
 			PW_STEP(skb, PW_S_REACH_OK, from->net_id, port->net_id);
-		if (pkt.be_proto == bpf_htons(ETH_P_IP) || pkt.be_proto == bpf_htons(ETH_P_IPV6)) {
-			/* The stack may have translated it: its replies must come back to the stack. */
+		if (skb->tc_index != PW_TC_DIRECT && (pkt.be_proto == bpf_htons(ETH_P_IP) ||
+						      pkt.be_proto == bpf_htons(ETH_P_IPV6))) {
+			/* Translated, as far as we know: its replies must come back to the stack. */
 			struct pw_flow reply = {
 				.saddr = pkt.daddr,
 				.daddr = pkt.saddr,

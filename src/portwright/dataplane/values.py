@@ -86,15 +86,19 @@ def target_value(
     mac_address: str,
     gateway_mac: str,
     limited: bool,
+    down: bool = False,
 ) -> bytes:
     """The value of pw_addrs."""
+    flags = PwPortFlag.PF_LIMIT_TO if limited else 0
+    if down:
+        flags |= PwPortFlag.PF_DOWN
     return PwTarget(
         port_id=int(port_id, 16),
         sandbox=sandbox,
         net_id=net_id,
         ifindex=ifindex,
         mtu=mtu,
-        flags=PwPortFlag.PF_LIMIT_TO if limited else 0,
+        flags=flags,
         mac=mac(mac_address),
         gateway_mac=mac(gateway_mac),
     ).pack()

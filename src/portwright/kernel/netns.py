@@ -153,6 +153,21 @@ def find_by_cookie(wanted: int) -> int | None:
     held only by a descriptor, by a non-main thread or by a mount in another mount namespace
     is not found. Costs about 30 µs for each namespace; looks at MAX_SEARCHED at most.
     """
+    for fd in living():
+        try:
+            if cookie(fd) == wanted:
+                return os.dup(fd)
+        except (OSError, KernelFailed):
+            continue  # one that we may not enter is not ours
+    return None
+
+
+def living() -> Iterator[int]:
+    """Give a descriptor of each living namespace that can be found, once each, ours first.
+
+    What :func:`find_by_cookie` says of finding holds here. A descriptor is closed when the next
+    one is asked for, or the iterator is: ``os.dup`` it to keep it.
+    """
     seen: set[tuple[int, int]] = set()
     for path in _candidates():
         try:
@@ -161,21 +176,15 @@ def find_by_cookie(wanted: int) -> int | None:
             if key in seen:
                 continue
             if len(seen) >= MAX_SEARCHED:
-                return None
+                return
             seen.add(key)
             fd = open_netns(path)
         except (OSError, InvalidInput):
             continue  # ended, unmounted or hidden meanwhile
         try:
-            if cookie(fd) == wanted:
-                found, fd = fd, -1
-                return found
-        except (OSError, KernelFailed):
-            continue  # one that we may not enter is not ours
+            yield fd
         finally:
-            if fd >= 0:
-                os.close(fd)
-    return None
+            os.close(fd)
 
 
 def _candidates() -> Iterator[str]:

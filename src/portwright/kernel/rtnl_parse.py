@@ -32,7 +32,8 @@ _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 (IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN) = (1, 3, 4, 5, 10, 13)
 (IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64, IFLA_AF_SPEC) = (16, 18, 20, 23, 26)
 (IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_CARRIER, IFLA_LINK_NETNSID) = (27, 28, 29, 33, 37)
-(IFLA_GSO_MAX_SIZE, IFLA_PROP_LIST, IFLA_ALT_IFNAME) = (41, 52, 53)
+(IFLA_GSO_MAX_SIZE, IFLA_NEW_NETNSID, IFLA_NEW_IFINDEX) = (41, 45, 49)
+IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 (IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS) = (1, 2, 8)
 (RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC) = (1, 4, 5, 6, 7)
@@ -74,6 +75,8 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     ``link_index`` is the peer's or the lower device's ifindex, in the namespace ``link_netnsid``
     (None: this one); ``kind`` is '' for hardware and loopback; ``mac`` is '' if it has none.
+    In the news of a link that left for another namespace, ``new_netnsid`` and ``new_index`` say
+    where it is now (None and 0 otherwise).
     """
 
     index: int
@@ -92,6 +95,8 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     master: int = 0
     txqlen: int = 0
     gso_max_size: int = 0
+    new_netnsid: int | None = None
+    new_index: int = 0
     stats64: LinkStats = LinkStats()
 
 
@@ -277,6 +282,8 @@ def parse_link(message: Message, *, stats: bool = True) -> LinkInfo | None:
         master=get_u32(attrs, IFLA_MASTER),
         txqlen=get_u32(attrs, IFLA_TXQLEN),
         gso_max_size=get_u32(attrs, IFLA_GSO_MAX_SIZE),
+        new_netnsid=get_u32(attrs, IFLA_NEW_NETNSID) if IFLA_NEW_NETNSID in attrs else None,
+        new_index=get_u32(attrs, IFLA_NEW_IFINDEX),
         stats64=_stats(attrs.get(IFLA_STATS64, b"") if stats else b""),
     )
 

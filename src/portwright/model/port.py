@@ -92,6 +92,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     host: NetnsRef  # the namespace that holds the representor
     sandbox: NetnsRef
     rep_ifindex: int = 0
+    admin: str = "up"  # or "down": what `link disable` left, for the next device too
     addresses: tuple[PortAddress, ...] = ()
     routes: tuple[Route, ...] = ()
     dns: Dns = Dns()

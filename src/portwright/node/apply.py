@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import sys
 import time
 from collections.abc import Sequence
@@ -18,12 +19,16 @@ from portwright.dataplane.abi import PwDir, PwLimitKey
 from portwright.kernel import rtnl, sysctl
 from portwright.kernel.bpf import Direction
 from portwright.kernel.netlink import NetlinkSocket, Request
-from portwright.model.errors import Conflict, InternalError, NetlinkFailed, NotFound
+from portwright.model.errors import Conflict, InternalError, KernelFailed, NetlinkFailed, NotFound
 from portwright.model.network import GATEWAY_MAC
 from portwright.node import nat
 from portwright.node.faults import Faults
 from portwright.node.switch import DIRECTIONS, Switch
 from portwright.plan import operations as op
+
+
+#: Seconds within which a link with a carrier must transmit, and between two looks.
+_LINK_WITHIN, _LOOK_AGAIN = 2.0, 0.0002
 
 
 class Applier:
@@ -51,10 +56,11 @@ class Applier:
         """Of the representor that the plan made; 0 before."""
         return next(iter(self._index.values()), 0)
 
-    def apply(self, plan: Sequence[op.Operation], kind: str) -> None:
+    def apply(self, plan: Sequence[op.Operation], kind: str, *, undo: bool = True) -> None:
         """Applies all of ``plan``, or none: on failure what was done is taken back, then it raises.
 
         If taking back fails too, the journal still holds the intent and the next start finishes it.
+        Without ``undo`` (a change to a port that is there already) what was done stays.
         """
         done = 0
         try:
@@ -67,6 +73,8 @@ class Applier:
             self._flush()
         except BaseException:
             self._batch.clear()
+            if not undo:
+                raise
             with contextlib.suppress(Exception):
                 self.take_back(op.undo(tuple(plan[: done + 1])), f"undo-{kind}")
             raise
@@ -188,6 +196,20 @@ class Applier:
         self._device_index = link.link_index
         self._send("host", rtnl.link_set(link.index, alias=operation.alias))
 
+    def _await_link(self, rep: str) -> None:
+        """The link watch runs at once for a veth (linkwatch_urgent_event), so this is a look or two.
+
+        Without a carrier there is nothing to wait for: somebody in the sandbox took its end down.
+        """
+        index = self._ifindex(rep)
+        deadline = time.monotonic() + _LINK_WITHIN
+        while (link := rtnl.link_by_index(self._switch.rtnl, index)) is not None and link.carrier:
+            if link.operstate == "up":
+                return
+            if time.monotonic() > deadline:
+                raise KernelFailed(errno.ETIMEDOUT, f"ip link show {rep}", f"operstate is {link.operstate}")
+            select.select([], [], [], _LOOK_AGAIN)
+
     def _delete_link(self, rep: str) -> None:
         """Only a veth that carries the gateway's MAC under the recorded name is ours."""
         link = rtnl.link_by_name(self._switch.rtnl, rep)
@@ -200,6 +222,8 @@ class Applier:
         match operation:
             case op.DeleteLink(rep=rep):
                 self._delete_link(rep)
+            case op.AwaitLink(rep=rep):
+                self._await_link(rep)
             case op.AttachProgram(rep=rep, port_id=port_id, direction=direction):
                 switch.attach(port_id, self._ifindex(rep), _direction(direction))
             case op.DetachProgram(port_id=port_id, direction=direction):
@@ -221,6 +245,7 @@ class Applier:
                     mac_address=operation.mac,
                     gateway_mac=operation.gateway_mac,
                     limited=operation.limited,
+                    down=operation.down,
                 )
                 for address in operation.addresses:
                     switch.maps["pw_addrs"].update(values.address(address), value)

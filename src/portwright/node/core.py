@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 
 from portwright.kernel import netns, rtnl, sysctl
@@ -34,7 +35,10 @@ class Core:
         self.faults = faults
         self.boot_id = netns.boot_id()
         self.started = time.time()
+        #: what happened to our side of the host by someone else's hand; the newest last
+        self.alarms: deque[str] = deque(maxlen=32)
         self.switches: dict[int, Switch] = {}
+        self.strays = self._find_strays()
         self._own_fd = netns.self_fd()
         self.own_cookie = netns.cookie(self._own_fd)
 
@@ -140,11 +144,36 @@ class Core:
 
     def declare(self, switch: Switch, networks: tuple[Network, ...]) -> None:
         """Writes the subnets of the networks in use, and who may reach whom."""
-        nat.declare_subnets(switch, {n.name: n for n in networks}.values())
+        nat.declare_subnets(switch, {n.name: n for n in networks}.values(), self.strays_in(switch))
         self._write_reach(switch)
+
+    def strays_in(self, switch: Switch) -> list[Port]:
+        """The ports of a switch with an address outside of their network's pools."""
+        return [p for p in self.strays.values() if p.host.cookie == switch.ref.cookie]
+
+    def admit(self, switch: Switch, port: Port) -> None:
+        """A port is about to work: the table learns its stray addresses, if it has any."""
+        known = self.store.get_network(port.network)
+        if nat.stray_addresses(port, known):
+            self.strays[port.port_id] = port
+            self.declare(switch, self._live_networks(switch))
+
+    def dismiss(self, switch: Switch | None, port: Port) -> None:
+        """A port is gone: so are its stray addresses."""
+        if self.strays.pop(port.port_id, None) is not None and switch is not None and switch.nat_ready:
+            self.declare(switch, self._live_networks(switch))
+
+    def _find_strays(self) -> dict[str, Port]:
+        known = {n.name: n for n in self.store.networks()}
+        return {
+            p.port_id: p
+            for p in self.store.ports()
+            if p.network in known and nat.stray_addresses(p, known[p.network])
+        }
 
     def refresh_networks(self) -> None:
         """After a network changed: all switches learn it."""
+        self.strays = self._find_strays()
         for switch in self.switches.values():
             if switch.nat_ready:
                 self.declare(switch, self._live_networks(switch))

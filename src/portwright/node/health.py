@@ -21,6 +21,7 @@ from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.model.port import Port, PortState
 from portwright.node.core import Core
+from portwright.node.nat import subnets
 from portwright.node.switch import DIRECTIONS, Switch
 from portwright.plan import nat
 
@@ -39,6 +40,12 @@ class Health:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._store = core.store
+
+    def link(self, port: Port) -> bool:
+        """Has the representor a carrier? Says nothing of health: the sandbox may set its end down (R9)."""
+        switch = self._core.switch_of(port)
+        found = rtnl.link_by_name(switch.rtnl, port.rep_name) if switch is not None else None
+        return found is not None and found.carrier
 
     # -- one port --------------------------------------------------------------------------------
 
@@ -109,8 +116,7 @@ class Health:
         if not network.masquerade or port.network not in switch.prepared:
             return []
         known = [n for n in self._store.networks() if n.name in switch.prepared]
-        local = sorted({r.subnet for n in known for pool in n.pools for r in pool})
-        hidden = sorted({r.subnet for n in known if n.masquerade for pool in n.pools for r in pool})
+        local, hidden = subnets(known, self._core.strays_in(switch))
         table = switch.nft.list_table("inet", nat.table_name(switch.instance))
         problems = nat.verify_subnets(switch.instance, local, hidden, table)
         return problems + nat.verify(switch.instance, (), (), table)

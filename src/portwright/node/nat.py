@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 from collections.abc import Iterable
 
 from portwright.kernel import conntrack
 from portwright.model.errors import KernelFailed
 from portwright.model.network import Network
-from portwright.model.port import PortAddress, PortMapping
+from portwright.model.port import Port, PortAddress, PortMapping
 from portwright.node.switch import Switch
 from portwright.plan import nat, publish
 
@@ -35,16 +36,40 @@ def unpublish_ports(
         raise failed[0]
 
 
-def declare_subnets(switch: Switch, networks: Iterable[Network]) -> None:
+def declare_subnets(switch: Switch, networks: Iterable[Network], strays: Iterable[Port] = ()) -> None:
     """Makes the table if need be, and says which subnets are ours and which are masqueraded."""
-    networks = tuple(networks)
-    local = {r.subnet for n in networks for pool in n.pools for r in pool}
-    masquerade = {r.subnet for n in networks if n.masquerade for pool in n.pools for r in pool}
-    script = nat.subnets(switch.instance, sorted(local), sorted(masquerade))
+    script = nat.subnets(switch.instance, *subnets(networks, strays))
     if not switch.nat_ready:
         script = nat.base_table(switch.instance) + script
     switch.nft.run(script)
     switch.nat_ready = True
+
+
+def subnets(networks: Iterable[Network], strays: Iterable[Port]) -> tuple[list[str], list[str]]:
+    """(what is ours, what of it is masqueraded): the networks' pools, and the strays of these networks."""
+    known = {network.name: network for network in networks}
+    local = {r.subnet for n in known.values() for pool in n.pools for r in pool}
+    hidden = {r.subnet for n in known.values() if n.masquerade for pool in n.pools for r in pool}
+    for port in strays:
+        network = known.get(port.network)
+        if network is not None:
+            own = {str(ipaddress.ip_network(address)) for address in stray_addresses(port, network)}
+            local |= own
+            hidden |= own if network.masquerade else set()
+    return sorted(local), sorted(hidden)
+
+
+def stray_addresses(port: Port, network: Network) -> list[str]:
+    """The port's addresses outside of its network's pools.
+
+    They are a foreign IPAM plugin's, of a runtime's ipRanges, or of ranges that the network had before.
+    """
+    blocks = [ipaddress.ip_network(r.subnet) for pool in network.pools for r in pool]
+    return [
+        a.address
+        for a in port.addresses
+        if not any(ipaddress.ip_address(a.address) in block for block in blocks)
+    ]
 
 
 def remove_table(switch: Switch) -> None:

@@ -1,4 +1,4 @@
-"""The life of a port: create, delete, plug, unplug, set.
+"""The life of a port: create, delete, plug, unplug.
 
 Each verb is one journal entry. The intent - the port's record, its addresses and the plan - is
 committed durably before the kernel is touched; the outcome is committed after. Whatever happens in
@@ -32,9 +32,10 @@ from portwright.model.port import (
     rep_name,
 )
 from portwright.node.apply import Applier
+from portwright.node.changes import complete
 from portwright.node.core import Core
 from portwright.node.switch import Switch
-from portwright.plan.operations import Operation, PutPort, PutTargets, SetLink, encode
+from portwright.plan.operations import Operation, encode
 from portwright.plan.publish import HostPorts, Publication
 
 _V6_MIN_MTU = 1280
@@ -97,6 +98,7 @@ class Ports:
             self._core.drop_idle_switch(switch)
             raise
         try:
+            self._core.admit(switch, port)
             with Applier(switch, sandbox_fd, self._core.faults) as applier:
                 applier.apply(plan, "add")
                 port = msgspec.structs.replace(
@@ -153,7 +155,7 @@ class Ports:
             sandbox=sandbox,
             dns=spec.dns,
             port_mappings=spec.port_mappings,
-            limits=_complete(spec.limits),
+            limits=complete(spec.limits),
             labels=spec.labels,
             ipam=spec.ipam,
             cni=spec.cni,
@@ -209,6 +211,7 @@ class Ports:
             self._store.delete_port(port.port_id)
             self._store.finish(entry, "failed")
         self._host_ports.release(port.port_id)
+        self._core.dismiss(switch, port)
         self._core.drop_idle_switch(switch)
 
     # -- delete ----------------------------------------------------------------------------------
@@ -231,6 +234,7 @@ class Ports:
             self._store.delete_port(port.port_id)
             self._store.finish(entry, "done")
         self._host_ports.release(port.port_id)
+        self._core.dismiss(switch, port)
         if switch is not None:
             self._core.drop_idle_switch(switch)
 
@@ -292,6 +296,7 @@ class Ports:
             self._store.put_port(port)
             entry = self._store.begin(port.port_id, "plug", encode(plan))
         try:
+            self._core.admit(switch, port)
             with Applier(switch, sandbox_fd, self._core.faults) as applier:
                 applier.apply(plan, "plug")
                 attached = msgspec.structs.replace(
@@ -304,60 +309,6 @@ class Ports:
             self._store.put_port(attached)
             self._store.finish(entry, "done")
         return attached
-
-    # -- set -------------------------------------------------------------------------------------
-
-    def set(
-        self,
-        port: Port,
-        *,
-        admin: str | None = None,
-        limits: Limits | None = None,
-        mtu: int | None = None,
-        labels: dict[str, str] | None = None,
-    ) -> Port:
-        """Changes a port, attached or not. ``admin down`` is the representor's: no carrier inside (R8, R10)."""
-        new = msgspec.structs.replace(
-            port,
-            limits=_complete(limits) if limits is not None else port.limits,
-            mtu=mtu if mtu is not None else port.mtu,
-            labels=labels if labels is not None else port.labels,
-        )
-        has_v6 = any(":" in a.address for a in new.addresses)
-        if not (_V6_MIN_MTU if has_v6 else veth.MIN_MTU) <= new.mtu <= veth.MAX_MTU:
-            raise InvalidInput("mtu", new.mtu, "out of range for the port's addresses (IPv6 needs 1280)")
-        if admin is not None and port.state is not PortState.ATTACHED:
-            raise PortStateError(port.port_id, port.state.value, "attached")
-        with self._store.transaction(durable=True):
-            self._store.put_port(new)
-        if port.state is PortState.ATTACHED:
-            self._apply_set(new, admin, mtu)
-        return new
-
-    def _apply_set(self, port: Port, admin: str | None, mtu: int | None) -> None:
-        switch = self._core.switch_of(port)
-        if switch is None:
-            return
-        plan: list[Operation] = []
-        sandbox_fd = None
-        if mtu is not None:
-            sandbox_fd = self._core.sandbox_fd(port)
-            plan.append(SetLink(where="host", name=port.rep_name, mtu=mtu))
-            if sandbox_fd is not None:
-                plan.append(SetLink(where="sandbox", name=port.ifname, mtu=mtu))
-        plan += [o for o in veth.attach(port) if isinstance(o, (PutPort, PutTargets))]
-        if admin is not None:
-            plan.append(SetLink(where="host", name=port.rep_name, up=admin == "up"))
-        try:
-            with Applier(switch, sandbox_fd, self._core.faults) as applier:
-                applier.apply(plan, "set")
-        finally:
-            if sandbox_fd is not None:
-                os.close(sandbox_fd)
-
-    def mtu_changed(self, port: Port, mtu: int) -> Port:
-        """The representor's MTU was changed with ``ip link``: the sandbox's follows (R11)."""
-        return self.set(port, mtu=mtu)
 
     # -- recovery --------------------------------------------------------------------------------
 
@@ -394,20 +345,6 @@ def _subnets(spec: PortSpec, version: int) -> list[str]:
     pools = (spec.pools or ()) if spec.pools is not None else spec.network.pools
     found = {r.subnet: None for pool in pools for r in pool}
     return [s for s in found if ipaddress.ip_network(s).version == version]
-
-
-def _complete(limits: Limits) -> Limits:
-    """A rate without a burst gets 100 ms of it, at least 64 KiB: one GSO packet."""
-    least = 65536 * 8
-
-    def burst(rate: int, given: int) -> int:
-        return given or (max(rate // 10, least) if rate else 0)
-
-    return msgspec.structs.replace(
-        limits,
-        egress_burst=burst(limits.egress_rate, limits.egress_burst),
-        ingress_burst=burst(limits.ingress_rate, limits.ingress_burst),
-    )
 
 
 def _publication(port: Port) -> Publication:

@@ -29,6 +29,9 @@ _SLOW = {
     PwSlow.SLOW_FRAGMENT: "it is a fragment",
     PwSlow.SLOW_FLOW: "the host translates this flow",
     PwSlow.SLOW_OPTIONS: "it has IP options or extension headers",
+    PwSlow.SLOW_SCOPE: "its source is link-local, the host refuses to forward it",
+    PwSlow.SLOW_PADDING: "it has padding, which the host takes off",
+    PwSlow.SLOW_ERROR: "it is an ICMP error, perhaps about a flow that the host translates",
 }
 _ANSWERS = {1: "ARP", 2: "neighbour discovery", 3: "echo"}
 
@@ -81,7 +84,11 @@ def packet(  # noqa: PLR0913 - the fields of a packet
         head = struct.pack(
             "!BBHHHBBH4s4s", 0x45, 0, 20 + len(l4), 1, 0, ttl, number, 0, source.packed, target.packed
         )
-        return mac + b"\x08\x00" + head + l4
+        # Of the header only (RFC 791): the guard refuses a wrong one.
+        total = sum(struct.unpack("!10H", head))
+        total = (total & 0xFFFF) + (total >> 16)
+        check = struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
+        return mac + b"\x08\x00" + head[:10] + check + head[12:] + l4
     head = struct.pack("!IHBB16s16s", 6 << 28, len(l4), number, ttl, source.packed, target.packed)
     return mac + b"\x86\xdd" + head + l4
 
@@ -99,7 +106,7 @@ def run(
         (_IFINDEX, ifindex),
     ):
         context[offset : offset + 4] = int(number).to_bytes(4, sys.byteorder)
-    outcome = program.test_run(frame.ljust(60, b"\0"), ctx=bytes(context))
+    outcome = program.test_run(frame, ctx=bytes(context))
     raw = maps["pw_trace"].lookup(bytes(4)) or bytes(SIZES["PwTrace"])
     return explain(PwTrace.unpack(raw), outcome.retval)
 

@@ -96,6 +96,15 @@ class SetLink(_Operation, frozen=True, kw_only=True):
         return " ".join(words)
 
 
+class AwaitLink(_Operation, frozen=True, kw_only=True):
+    """Waits until the kernel transmits on the representor: what it is handed before is lost."""
+
+    rep: str
+
+    def render(self) -> str:
+        return f"until ip -o link show {self.rep} | grep -q 'state UP'; do :; done"
+
+
 class AddAddress(_Operation, frozen=True, kw_only=True):
     name: str
     address: str  # with prefix length
@@ -229,6 +238,7 @@ class PutTargets(_Operation, frozen=True, kw_only=True):
     sandbox: int
     addresses: tuple[str, ...]
     limited: bool
+    down: bool = False  # the link is disabled: packets for it are dropped, with that reason
 
     def inverse(self) -> Operation:
         return RemoveTargets(port_id=self.port_id, addresses=self.addresses)
@@ -278,6 +288,7 @@ Operation: TypeAlias = (
     | NameLink
     | SetSysctl
     | SetLink
+    | AwaitLink
     | AddAddress
     | AddRoute
     | AddNeighbour

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..profile import Profile, expand
-from .host import Host
+from .host import HOST4, HOST6, Host
 from .netns import Netns
 from .observe import bare
 from .plugin import CniFailed, Json, Outcome, invoke
 from .runtime import Runtime
+from .traffic import echo, tcp_ask
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def ips_of(result: Mapping[str, Any]) -> list[str]:
     if "ips" in result:
         return [bare(entry["address"]) for entry in result["ips"]]
     return [bare(result[key]["ip"]) for key in ("ip4", "ip6") if key in result]
+
+
+def without_empty_dns(result: Mapping[str, Any]) -> Json:
+    """A result to compare: Go's plugins add an empty ``dns``, which means the same as none (trap 17)."""
+    return {key: value for key, value in result.items() if key != "dns" or value}
 
 
 class Lab:
@@ -238,6 +244,16 @@ class Lab:
             with contextlib.suppress(OSError):
                 sandbox.ns.delete()
         assert not problems, "left over: " + "\n".join(problems)
+
+
+def assert_works(lab: Lab, sandbox: Sandbox, result: Json) -> None:
+    """The host reaches the sandbox on each of its addresses, and the sandbox reaches the host."""
+    for address in ips_of(result):
+        here = HOST4 if ipaddress.ip_address(address).version == 4 else HOST6
+        with echo(sandbox.ns, address) as inside:
+            assert tcp_ask(lab.host.ns, address, inside.port) == b"hello"
+        with echo(lab.host.ns, here) as outside:
+            assert tcp_ask(sandbox.ns, here, outside.port, source=address) == b"hello"
 
 
 def _is_network(text: object) -> bool:

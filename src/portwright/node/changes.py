@@ -1,0 +1,186 @@
+"""Changes to a port that is there: its settings, and what others do to its representor with ``ip link``.
+
+The operator owns the representor's administrative state and MTU, by whatever tool: the record follows
+(R8, R10, R11 of docs/semantics.md). Its namespace and its programs are ours: they are put back (R13).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+
+import msgspec
+
+from portwright.attach import veth
+from portwright.kernel import nsid, rtnl
+from portwright.kernel.netlink import NetlinkSocket
+from portwright.model.errors import InvalidInput, PortwrightError
+from portwright.model.port import Limits, Port, PortState
+from portwright.node.apply import Applier
+from portwright.node.core import Core
+from portwright.node.switch import Switch
+from portwright.plan.operations import Operation, SetLink, encode
+
+log = logging.getLogger(__name__)
+
+
+class Changes:
+    """Used by the one writer's thread, like ``Ports``."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._store = core.store
+
+    # -- by request ------------------------------------------------------------------------------
+
+    def set(
+        self,
+        port: Port,
+        *,
+        admin: str | None = None,
+        limits: Limits | None = None,
+        mtu: int | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Port:
+        """Changes a port, attached or not; None leaves a value. The new record is durable first.
+
+        ``admin`` is the representor's: down means no carrier inside and no traffic either way (R8, R10),
+        for this device and the next. A new MTU is told to the sandbox's end, and enforced whether that
+        listens or not. Raises InvalidInput with nothing changed.
+        """
+        new = msgspec.structs.replace(
+            port,
+            admin=admin if admin is not None else port.admin,
+            limits=complete(limits) if limits is not None else port.limits,
+            mtu=mtu if mtu is not None else port.mtu,
+            labels=labels if labels is not None else port.labels,
+        )
+        least = veth.MIN_MTU6 if any(":" in a.address for a in new.addresses) else veth.MIN_MTU
+        if mtu is not None and not least <= new.mtu <= veth.MAX_MTU:
+            raise InvalidInput("mtu", new.mtu, f"must be {least} to {veth.MAX_MTU} for this port's addresses")
+        with self._store.transaction(durable=True):
+            self._store.put_port(new)
+        switch = self._core.switch_of(new)
+        if new.state is not PortState.ATTACHED or switch is None:
+            return new
+        plan: list[Operation] = []
+        if mtu is not None:
+            plan.append(SetLink(where="host", name=new.rep_name, mtu=mtu))
+        if mtu is not None or limits is not None:
+            plan += [veth.entry(new), veth.targets(new)]
+        if admin is not None:
+            plan += veth.enable(new) if admin == "up" else veth.disable(new)
+        self._apply(switch, plan)
+        if mtu is not None:
+            self._tell_mtu(switch, new)
+        return new
+
+    # -- by event --------------------------------------------------------------------------------
+
+    def mtu_changed(self, port: Port, mtu: int) -> Port:
+        """The representor's MTU was changed with ``ip link``: record, data path and sandbox follow (R11)."""
+        changed = self.set(port, mtu=mtu)
+        if changed.admin == "up":  # below 1,280 bytes the kernel took IPv6 away, and its routes with it
+            self.refresh(changed)
+        return changed
+
+    def admin_changed(self, port: Port, admin: str) -> Port:
+        """The representor was set up or down with ``ip link``: as if by ``port set --admin``."""
+        return self.set(port, admin=admin)
+
+    def refresh(self, port: Port) -> None:
+        """Puts back the host's routes and neighbours, which the kernel flushes when a link goes down."""
+        switch = self._core.switch_of(port)
+        if switch is not None:
+            self._apply(switch, list(veth.reach(port, again=True)))
+
+    def bring_back(self, switch: Switch, port: Port, moved_to: int, index: int) -> Port | None:
+        """The representor went to another namespace: moves it back and guards it again (R13).
+
+        ``moved_to`` is that namespace's id in the switch's own, ``index`` the ifindex there: as the
+        kernel announced, so that nobody can pass off another device. None if it is not there any more.
+        """
+        if rtnl.link_by_name(switch.rtnl, port.rep_name) is None and not _fetch(
+            switch, port, moved_to, index
+        ):
+            return None
+        plan = veth.restore(port)
+        with self._store.transaction(durable=True):
+            entry = self._store.begin(port.port_id, "restore", encode(plan))
+        link = rtnl.link_by_name(switch.rtnl, port.rep_name)
+        if link is not None:  # its IPv6 state began anew with the move
+            with contextlib.suppress(PortwrightError):
+                switch.rtnl.execute([rtnl.link_set(link.index, addrgenmode="none")])
+        with Applier(switch, None, self._core.faults) as applier:
+            applier.apply(plan, "restore", undo=False)
+            back = msgspec.structs.replace(port, rep_ifindex=applier.rep_ifindex)
+        with self._store.transaction(durable=True):
+            self._store.put_port(back)
+            self._store.finish(entry, "done")
+        return back
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def _apply(self, switch: Switch, plan: list[Operation]) -> None:
+        with Applier(switch, None, self._core.faults) as applier:
+            applier.apply(plan, "set", undo=False)
+
+    def _tell_mtu(self, switch: Switch, port: Port) -> None:
+        """Sets the MTU of the sandbox's end. It is the sandbox's to refuse: then it is only enforced."""
+        fd = self._core.sandbox_fd(port)
+        if fd is None:
+            return
+        try:
+            with NetlinkSocket(netns_fd=fd) as sock:
+                device = _device(switch, port, sock)
+                if device is None:
+                    log.warning(
+                        "port %s: its device is not in its sandbox, the MTU is not told", port.port_id
+                    )
+                else:
+                    sock.execute([rtnl.link_set(device.index, mtu=port.mtu)])
+        except PortwrightError as error:
+            log.warning("port %s: the sandbox's end keeps its MTU: %s", port.port_id, error)
+        finally:
+            os.close(fd)
+
+
+def complete(limits: Limits) -> Limits:
+    """A rate without a burst gets 100 ms of it, at least 64 KiB: one GSO packet."""
+    least = 65536 * 8
+
+    def burst(rate: int, given: int) -> int:
+        return given or (max(rate // 10, least) if rate else 0)
+
+    return msgspec.structs.replace(
+        limits,
+        egress_burst=burst(limits.egress_rate, limits.egress_burst),
+        ingress_burst=burst(limits.ingress_rate, limits.ingress_burst),
+    )
+
+
+def _device(switch: Switch, port: Port, sandbox: NetlinkSocket) -> rtnl.LinkInfo | None:
+    """The representor's peer as found in the sandbox: by number, for the sandbox may have renamed it."""
+    rep = rtnl.link_by_name(switch.rtnl, port.rep_name)
+    if rep is None:
+        return None
+    device = rtnl.link_by_index(sandbox, rep.link_index)
+    # It may have gone on to a third namespace, and its number here be another device's.
+    return device if device is not None and (device.kind, device.link_index) == ("veth", rep.index) else None
+
+
+def _fetch(switch: Switch, port: Port, moved_to: int, index: int) -> bool:
+    fd = nsid.find(switch.rtnl, moved_to)
+    if fd is None:
+        return False
+    try:
+        with NetlinkSocket(netns_fd=fd) as there:
+            link = rtnl.link_by_index(there, index)
+            if link is None or f"port-{port.port_id}" not in link.altnames:
+                return False
+            name = port.rep_name if link.name != port.rep_name else None
+            there.execute([rtnl.link_set(index, netns_fd=switch.fd, name=name)])
+    finally:
+        os.close(fd)
+    return True
