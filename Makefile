@@ -20,7 +20,7 @@ SHIM_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Werror -static
 
 C_FILES = $(shell find src tests bench -name '*.[ch]' -not -name '*.skel.h' 2>/dev/null)
 # mypy takes a folder without Python in it for a mistake.
-PY_DIRS := src tests lab demo $(if $(wildcard bench/*.py),bench)
+PY_DIRS := src tests lab demo prove $(if $(wildcard bench/*.py),bench)
 
 .PHONY: help setup build demo test lint bench prove lab clean
 
@@ -60,9 +60,9 @@ bench: setup ## the figures of the docs (PART= for one of them)
 	$(PYTHON) -m bench $(PART)
 
 prove: setup ## PART=port: one PASS or FAIL line for each claim, with its figure
-	@$(PYTHON) -m bench.prove $(or $(PART),$(error name a part: make prove PART=port))
+	@$(PYTHON) -m prove $(or $(PART),$(error name a part: make prove PART=port))
 
 clean: ## everything that was made here, but not .venv
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f $(BPF_OBJECTS) $(SHIM)
-	find src tests bench lab demo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests bench lab demo prove -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

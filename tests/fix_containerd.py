@@ -7,6 +7,7 @@ daemon is outside of the box: it sees neither the box's mounts nor its process n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -195,14 +196,15 @@ class Runtimes:
             for network in client.network_list():
                 usage = client.network_show(network.name).usage
                 found += [f"address in {one.ranges}" for one in usage if one.used]
-        tables = json.loads(self.run("nft", "-j", "list", "ruleset"))["nftables"]
-        text = json.dumps(tables)
-        found += [f"nft: {subnet}" for subnet in ("8080", "8081") if f'"data": {subnet}' in text]
+        rules = self.run("nft", "list", "ruleset")
+        found += [f"nft: {port} in\n{rules}" for port in ("8080", "8081") if port in rules]
         return found
 
     def nothing_left(self) -> None:
         """Wait for :meth:`leftovers` to be empty; AssertionError names what stays."""
-        wait_until(lambda: not self.leftovers(), 10, "everything to go") if self.leftovers() else None
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not self.leftovers(), 10, "everything to go")
+        assert self.leftovers() == []
 
 
 def own(**more: Any) -> dict[str, Any]:

@@ -18,9 +18,13 @@ BUILT_IN = Path(__file__).parent / "profiles"
 
 @dataclass(frozen=True)
 class Chain:
-    """One way to get a need served: capabilities of the plugin itself, or plugins chained after it."""
+    """One way to get a need served: capabilities of the plugin itself, or plugins chained after it.
+
+    ``config`` are keys that the plugin itself needs for that.
+    """
 
     capabilities: Json = field(default_factory=dict)
+    config: Json = field(default_factory=dict)
     plugins: tuple[Json, ...] = ()
 
 
@@ -142,7 +146,9 @@ def parse_profile(data: Mapping[str, Any], origin: str) -> Profile:
         features=frozenset(data.get("features", ())),
         needs={
             need: {
-                variant: Chain(way.get("capabilities", {}), tuple(way.get("plugins", ())))
+                variant: Chain(
+                    way.get("capabilities", {}), way.get("config", {}), tuple(way.get("plugins", ()))
+                )
                 for variant, way in ways.items()
             }
             for need, ways in data.get("needs", {}).items()

@@ -200,7 +200,6 @@ BAD_RANGES = {
     "start-outside": ([[{"subnet": "10.62.0.0/24", "rangeStart": "10.63.0.1"}]], ""),
     "end-outside": ([[{"subnet": "10.62.0.0/24", "rangeEnd": "10.63.0.1"}]], ""),
     "backwards": ([[{"subnet": "10.62.0.0/24", "rangeStart": "10.62.0.9", "rangeEnd": "10.62.0.8"}]], ""),
-    "gateway-outside": ([[{"subnet": "10.62.0.0/24", "gateway": "10.63.0.1"}]], ""),
     "nonsense": ([[{"subnet": "nonsense"}]], ""),
 }
 

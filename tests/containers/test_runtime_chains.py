@@ -73,9 +73,26 @@ def test_host_local_as_ipam(containerd: Runtimes) -> None:
     assert {four, six} <= {entry.name for entry in held.iterdir()}
     for url in (f"http://{four}/", f"http://[{six}]/"):
         assert containerd.ctr_exec("client", "timeout", "5", "wget", "-q", "-O", "-", url) == PAGE
-    for address in (WORLD4, WORLD6):
-        containerd.ctr_exec("client", "ping", "-c", "1", "-W", "2", address)
+    for restart in (False, True):
+        if restart:
+            containerd.daemon.kill()
+            containerd.daemon.start()
+        for address in (WORLD4, WORLD6):  # they have no route back: ipMasq holds for foreign addresses
+            containerd.ctr_exec("client", "ping", "-c", "1", "-W", "2", address)
     containerd.ctr_stop("web")
     assert four not in {entry.name for entry in held.iterdir()}
     containerd.ctr_stop("client")
     containerd.nothing_left()
+    assert "10.68.0." not in containerd.run("nft", "list", "ruleset")
+
+
+def test_ranges_of_the_runtime_are_masqueraded_too(containerd: Runtimes) -> None:
+    """An address from runtimeConfig.ipRanges, outside of the network's own ranges, reaches the world."""
+    wish = {"ipRanges": [[{"subnet": "10.69.0.0/24"}]]}
+    containerd.conflist("n1", own(runtimeConfig=wish))
+    port = containerd.ctr_run("one", "sleep", "600")
+    assert "10.69.0.2" in {a.address for a in port.addresses}
+    containerd.ctr_exec("one", "ping", "-c", "1", "-W", "2", WORLD4)
+    containerd.ctr_stop("one")
+    containerd.nothing_left()
+    assert "10.69.0." not in containerd.run("nft", "list", "ruleset")

@@ -133,13 +133,18 @@ def icmp(src: Address, dst: Address, kind: int, body: bytes, code: int = 0) -> b
     return head[:2] + struct.pack("!H", checksum(head + body)) + body
 
 
+def pseudo(src: Address, dst: Address, proto: int, length: int) -> bytes:
+    """The sum of the pseudo-header, not complemented: what an offloading sender leaves in the checksum."""
+    return (~checksum(_pseudo(src, dst, proto, length)) & 0xFFFF).to_bytes(2, "big")
+
+
+def _pseudo(src: Address, dst: Address, proto: int, length: int) -> bytes:
+    tail = struct.pack("!HH", proto, length) if src.version == 4 else struct.pack("!II", length, proto)
+    return src.packed + dst.packed + tail
+
+
 def _summed(src: Address, dst: Address, proto: int, data: bytes, at: int) -> bytes:
-    pseudo = src.packed + dst.packed
-    pseudo += struct.pack(
-        "!HH" if src.version == 4 else "!II",
-        *((proto, len(data)) if src.version == 4 else (len(data), proto)),
-    )
-    total = checksum(pseudo + data) or (0xFFFF if proto == UDP else 0)
+    total = checksum(_pseudo(src, dst, proto, len(data)) + data) or (0xFFFF if proto == UDP else 0)
     return data[:at] + struct.pack("!H", total) + data[at + 2 :]
 
 
@@ -187,6 +192,9 @@ class Sent:
     port: ModelPort
     frame: bytes
     gso: tuple[int, int] = (0, 0)
+
+    def __repr__(self) -> str:
+        return f"Sent(net {self.port.net}, {self.frame.hex()}, {self.gso})"
 
 
 def _interesting(topology: Topology, port: ModelPort, version: int) -> st.SearchStrategy[str]:

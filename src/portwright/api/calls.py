@@ -102,6 +102,7 @@ def port_create(
     port_mappings: Sequence[PortMapping] = (),
     limits: Limits | None = None,
     mtu: int | None = None,
+    attach: Literal["clsact", "tcx"] | None = None,
 ) -> Call[Port]:
     """Create a port with its device in a sandbox.
 
@@ -119,6 +120,7 @@ def port_create(
         port_mappings=tuple(port_mappings),
         limits=limits or Limits(),
         mtu=mtu,
+        attach=attach,
     )
     return Call("port.create", params, Port, (netns,))
 
@@ -135,6 +137,7 @@ def port_plan(
     port_mappings: Sequence[PortMapping] = (),
     limits: Limits | None = None,
     mtu: int | None = None,
+    attach: Literal["clsact", "tcx"] | None = None,
 ) -> Call[m.Plan]:
     """Return what :func:`port_create` would do, as commands. Nothing is changed. Raises the same."""
     params = m.PortCreateParams(
@@ -148,6 +151,7 @@ def port_plan(
         port_mappings=tuple(port_mappings),
         limits=limits or Limits(),
         mtu=mtu,
+        attach=attach,
         dry_run=True,
     )
     return Call("port.create", params, m.Plan, (netns,))

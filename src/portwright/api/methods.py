@@ -163,6 +163,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     port_mappings: tuple[PortMapping, ...] = ()
     limits: Limits = Limits()
     mtu: Mtu | None = None
+    attach: Literal["clsact", "tcx"] | None = None
     dry_run: bool = False
 
 

@@ -185,8 +185,8 @@ def _link_scope(address: str) -> int | None:
 def _guarded(port: Port) -> tuple[Operation, ...]:
     return (
         entry(port),
-        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="ingress"),
-        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="egress"),
+        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="ingress", how=port.attach),
+        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="egress", how=port.attach),
     )
 
 

@@ -54,6 +54,11 @@ def port() -> None:
 )
 @_limit_options
 @click.option("--mtu", type=click.IntRange(68, 65535), help="The device's MTU.")
+@click.option(
+    "--attach",
+    type=click.Choice(["clsact", "tcx"]),
+    help="How the programs sit on the representor; tcx leaves its ingress qdisc to others.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done, as commands, and do nothing.")
 @json_option
 @click.pass_obj
@@ -70,6 +75,7 @@ def create(
     labels: tuple[tuple[str, str], ...],
     mappings: tuple[PortMapping, ...],
     mtu: int | None,
+    attach: str | None,
     dry_run: bool,
     as_json: bool,
     **limits: int | None,
@@ -84,6 +90,7 @@ def create(
         "port_mappings": mappings,
         "limits": Limits(**{key: value or 0 for key, value in limits.items()}),
         "mtu": mtu,
+        "attach": attach,
     }
     with client_of(settings) as client:
         if dry_run:

@@ -8,6 +8,8 @@ Keys of Portwright's own, beside the specification's::
 
     network   name of the network to join, if it is not the configuration's name
     model     attachment model, "veth" unless said
+    attach    how our programs sit on the representor: "clsact" (quick to make, the default) or "tcx"
+              (leaves the ingress qdisc to others: for the reference bandwidth plugin after ours)
     mtu       of the port, 0 or absent = the network's
     reach     names of networks whose ports may exchange traffic with this one's
     mac, bandwidth, portMappings   as the capabilities of these names, for every port
@@ -89,6 +91,7 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int | None = None
     ip_masq: bool = False
     model: str = "veth"
+    attach: str = ""
     reach: tuple[str, ...] = ()
     ipam: IpamConf | None = None
     routes: tuple[Route, ...] = ()
@@ -166,6 +169,7 @@ def read(top: Fields, args: Mapping[str, str]) -> NetConf:
         mtu=mtu,
         ip_masq=top.flag("ipMasq"),
         model=model,
+        attach=_attach(top),
         reach=tuple(one if one == "*" else _network_name("reach", one) for one in top.texts("reach")),
         ipam=_ipam(top),
         routes=tuple(route_in(one, exact=True) for one in top.children("routes")),
@@ -197,6 +201,13 @@ def read_leniently(top: Fields, command: str) -> NetConf:
         ipam=IpamConf(type=ipam_type or BUILTIN_IPAM) if isinstance(ipam_type, str) else None,
         valid_attachments=_valid_attachments(top) if command == "GC" else None,
     )
+
+
+def _attach(top: Fields) -> str:
+    text = top.text("attach")
+    if text not in ("", "clsact", "tcx"):
+        raise InvalidInput("attach", text, "must be clsact or tcx")
+    return text
 
 
 def _network_name(at: str, text: str) -> str:

@@ -290,6 +290,7 @@ def _spec(
         ifname=request.ifname,
         netns=request.netns,
         model=conf.model,
+        attach=conf.attach,
         mac=wish.mac,
         mtu=conf.mtu,
         pools=pools,

@@ -24,6 +24,7 @@ from portwright.node.drops import DropFeed
 from portwright.node.health import Health
 from portwright.node.networks import Networks
 from portwright.node.ports import Ports, PortSpec
+from portwright.node.switch import attach_mode
 from portwright.observe import counters
 
 VERSION = "0.1.0"
@@ -72,7 +73,7 @@ class Methods:
             ready=self.ready and not problems,
             ports=states,
             networks=len(self._store.networks()),
-            attach="tcx" if self._core.switch_for().tcx else "clsact",
+            attach=attach_mode(),
             problems=tuple(problems),
             alarms=tuple(self._core.alarms),
         )
@@ -126,6 +127,7 @@ class Methods:
             netns=params.netns,
             mac=_mac(params.mac),
             mtu=params.mtu,
+            attach=params.attach or "",
             requested=tuple(_bare(ip) for ip in params.ips),
             routes=self._store.get_network(params.network).routes,
             dns=self._store.get_network(params.network).dns,

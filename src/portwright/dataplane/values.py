@@ -125,6 +125,11 @@ def port_key(port_id: str) -> bytes:
     return int(port_id, 16).to_bytes(8, sys.byteorder)
 
 
+def port_text(value: bytes) -> str:
+    """The port_id at the head of a value of pw_ports or pw_addrs."""
+    return f"{int.from_bytes(value[:8], sys.byteorder):016x}"
+
+
 def drop_keys(port_id: str) -> list[bytes]:
     """Every key that pw_drops can hold for a port."""
     number = int(port_id, 16)

@@ -86,6 +86,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     state: PortState
     ifname: str  # the device's name in the sandbox
+    attach: str = "clsact"  # how the programs sit on the representor: clsact or tcx
     rep_name: str  # the representor's name in the host: pw + first 8 digits of port_id
     mac: str  # the device's
     mtu: int

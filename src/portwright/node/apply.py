@@ -224,10 +224,10 @@ class Applier:
                 self._delete_link(rep)
             case op.AwaitLink(rep=rep):
                 self._await_link(rep)
-            case op.AttachProgram(rep=rep, port_id=port_id, direction=direction):
-                switch.attach(port_id, self._ifindex(rep), _direction(direction))
+            case op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):
+                switch.attach(port_id, self._ifindex(rep), direction_of(direction), how)
             case op.DetachProgram(port_id=port_id, direction=direction):
-                switch.detach(port_id, _direction(direction))
+                switch.detach(port_id, direction_of(direction))
             case op.PutPort():
                 self._put_port(operation)
             case op.RemovePort(rep=rep, port_id=port_id, ifindex=ifindex):
@@ -309,7 +309,8 @@ class Applier:
                 targets.delete(raw)
 
 
-def _direction(text: str) -> Direction:
+def direction_of(text: str) -> Direction:
+    """The direction of that name; InternalError for another word."""
     for direction in DIRECTIONS:
         if text == direction:
             return direction

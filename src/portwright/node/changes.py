@@ -99,7 +99,8 @@ class Changes:
         """The representor went to another namespace: moves it back and guards it again (R13).
 
         ``moved_to`` is that namespace's id in the switch's own, ``index`` the ifindex there: as the
-        kernel announced, so that nobody can pass off another device. None if it is not there any more.
+        kernel announced, so that nobody can pass off another device. None if it is not there any more;
+        what raises leaves it down, in the switch's namespace or there.
         """
         if rtnl.link_by_name(switch.rtnl, port.rep_name) is None and not _fetch(
             switch, port, moved_to, index
@@ -112,9 +113,13 @@ class Changes:
         if link is not None:  # its IPv6 state began anew with the move
             with contextlib.suppress(PortwrightError):
                 switch.rtnl.execute([rtnl.link_set(link.index, addrgenmode="none")])
-        with Applier(switch, None, self._core.faults) as applier:
-            applier.apply(plan, "restore", undo=False)
-            back = msgspec.structs.replace(port, rep_ifindex=applier.rep_ifindex)
+        try:
+            with Applier(switch, None, self._core.faults) as applier:
+                applier.apply(plan, "restore", undo=False)
+                back = msgspec.structs.replace(port, rep_ifindex=applier.rep_ifindex)
+        except BaseException:
+            self._store.finish(entry, "failed")
+            raise
         with self._store.transaction(durable=True):
             self._store.put_port(back)
             self._store.finish(entry, "done")

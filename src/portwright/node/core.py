@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -24,6 +26,8 @@ from portwright.store import Store
 #: Host-wide switches that routing needs. Their former values are recorded and put back.
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 DEFAULT_MTU = 1500
+
+log = logging.getLogger(__name__)
 
 
 class Core:
@@ -48,7 +52,10 @@ class Core:
         paths.run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         store = Store.open(paths.state_dir)
         try:
-            store.note_boot(netns.boot_id())
+            boot_id = netns.boot_id()
+            if store.note_boot(boot_id) != boot_id:
+                for thing in store.owned("sysctl"):  # set by an earlier boot: today's value is not ours
+                    store.disown("sysctl", thing.name)
             paths.bpf.mkdir(exist_ok=True, mode=0o700)
             if not is_bpffs(paths.bpf):
                 store.own("mount", str(paths.bpf))
@@ -86,7 +93,9 @@ class Core:
         if switch is None:
             path = "" if cookie == self.own_cookie else os.readlink(f"/proc/self/fd/{source}")
             ref = NetnsRef(path=path, cookie=cookie, boot_id=self.boot_id)
-            switch = Switch.open(ref, os.dup(source), self.paths.bpf, self.paths.instance)
+            switch = Switch.open(
+                ref, os.dup(source), self.paths.bpf, self.paths.instance, self.faults
+            )
             self.switches[cookie] = switch
             self._write_reach(switch)
         return switch
@@ -127,9 +136,39 @@ class Core:
         if any(p.host.cookie == switch.ref.cookie for p in self.store.ports()):
             return
         del self.switches[switch.ref.cookie]
-        with contextlib.suppress(KernelFailed):
+        self._remove(switch)
+
+    def drop_remains(self, cookie: int) -> str:
+        """Removes what a crash left of a foreign namespace's data path. Says what that was; '' if in use."""
+        if cookie in self.switches or any(p.host.cookie == cookie for p in self.store.ports()):
+            return ""
+        fd = netns.find_by_cookie(cookie)
+        if fd is not None:
+            with contextlib.closing(_Fd(fd)):
+                switch = self.switch_for(fd)
+            self.drop_idle_switch(switch)
+            return f"namespace {cookie:x}: no port is left, its data path is removed"
+        shutil.rmtree(self.paths.bpf / f"{cookie:x}", ignore_errors=True)
+        for thing in self.store.owned("sysctl"):
+            if thing.name.startswith(f"{cookie:x}:"):
+                self.store.disown("sysctl", thing.name)
+        return f"namespace {cookie:x}: gone, and its data path with it"
+
+    def remembered(self) -> set[int]:
+        """The cookies of namespaces of which something of ours is pinned or recorded."""
+        names = [path.name for path in self.paths.bpf.iterdir()]
+        names += [thing.name.partition(":")[0] for thing in self.store.owned("sysctl")]
+        return {int(name, 16) for name in names}
+
+    def _remove(self, switch: Switch) -> None:
+        """All that we keep in a namespace for its ports, of which none is left."""
+        try:
             nat.remove_table(switch)
+            self.faults.at("close:table")
+        except KernelFailed as error:
+            log.error("nftables table: %s", error)
         self._restore_forwarding(switch)
+        self.faults.at("close:sysctl")
         switch.remove()
 
     # -- networks in a switch --------------------------------------------------------------------
@@ -229,7 +268,12 @@ class Core:
             sysctl.write(path, "2", netns_fd=switch.fd)
 
     def _restore_forwarding(self, switch: Switch) -> None:
-        """Puts back what we set, if nobody else changed it since."""
+        """Puts back what we set, if nobody else changed it since, and no daemon beside us needs it.
+
+        Then it stays on record: with the other one gone, our next start and end puts it back.
+        """
+        if nat.others(switch):
+            return
         prefix = f"{switch.ref.cookie:x}:"
         for thing in self.store.owned("sysctl"):
             if not thing.name.startswith(prefix):
@@ -243,16 +287,12 @@ class Core:
 
     def _remove_everything(self) -> None:
         """No port is left: the table, the sysctls, the pins and the mount go as well."""
-        for switch in list(self.switches.values()):
-            if switch.nat_ready:
-                nat.remove_table(switch)
-            self._restore_forwarding(switch)
-            switch.remove()
-        self.switches.clear()
+        for cookie in list(self.switches):
+            self._remove(self.switches.pop(cookie))
         for thing in self.store.owned("mount"):
-            with contextlib.suppress(KernelFailed):
+            with contextlib.suppress(KernelFailed):  # busy: it stays on record, for the next time
                 umount_bpffs(thing.name)
-            self.store.disown("mount", thing.name)
+                self.store.disown("mount", thing.name)
         with contextlib.suppress(OSError):
             self.paths.bpf.rmdir()
 

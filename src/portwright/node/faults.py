@@ -1,9 +1,21 @@
 """Places to die, for the crash tests.
 
-``PORTWRIGHT_DIE_AT=add:3:before`` makes the daemon kill itself with SIGKILL right before the
-fourth operation of its next ADD: no handler runs, as with ``kill -9`` from outside. With a fault
-set operations are applied one at a time, so that every state in between is reached. Unset, which
-is always but in tests, it costs one attribute check an operation.
+``PORTWRIGHT_DIE_AT`` names one place; there the daemon kills itself with SIGKILL: no handler runs, as
+with ``kill -9`` from outside. The places (tests/faults/ goes through all of them):
+
+    add:3:before, add:3:after          around the fourth operation of the next ADD; likewise
+                                       del, plug, unplug, clear, restore, undo-add, undo-plug, abandon
+    add:intent, add:commit             the intent is on disk, the kernel untouched; the outcome is on disk,
+                                       the caller not told; likewise del, plug, unplug
+    replay:done                        a spooled DEL is carried out, its file still there
+    load:maps, load:programs           of a new data path its maps are pinned; its programs too, but no link
+                                       runs them
+    close:table, close:sysctl, close:pins
+                                       the last port is gone: the table, the sysctls, the pins are removed
+    recover-...                        any of these while a start finishes what an earlier run left
+
+With a fault set operations are applied one at a time, so that every state in between is reached. Unset,
+which is always but in tests, a place costs one attribute check.
 """
 
 from __future__ import annotations
@@ -13,15 +25,24 @@ import signal
 
 
 class Faults:
+    """At most one place to die; ``stage`` is put before the names of places (``recover-``)."""
+
     def __init__(self, spec: str = "") -> None:
         self.spec = spec
         self.armed = bool(spec)
+        self.stage = ""
 
     @classmethod
     def from_environment(cls) -> Faults:
+        """What ``PORTWRIGHT_DIE_AT`` names, if it is set."""
         return cls(os.environ.get("PORTWRIGHT_DIE_AT", ""))
 
     def reach(self, kind: str, step: int, when: str) -> None:
         """Dies if this is the place; returns at once otherwise."""
-        if self.armed and self.spec == f"{kind}:{step}:{when}":
+        if self.armed:
+            self.at(f"{kind}:{step}:{when}")
+
+    def at(self, place: str) -> None:
+        """Dies if this is the place; returns at once otherwise."""
+        if self.armed and self.spec == self.stage + place:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -78,6 +78,30 @@ def remove_table(switch: Switch) -> None:
     switch.nat_ready = False
 
 
+def others(switch: Switch) -> list[str]:
+    """The tables of daemons beside us in this namespace."""
+    found = (entry.get("table") for entry in switch.nft.run_json("list tables inet"))
+    names = (str(table.get("name", "")) for table in found if isinstance(table, dict))
+    own = nat.table_name(switch.instance)
+    return [n for n in names if n != own and (n == "portwright" or n.startswith("portwright_"))]
+
+
+def repair(switch: Switch, publications: Iterable[publish.Publication]) -> bool:
+    """Makes the mappings in the kernel those of the record, in one transaction; tells whether they differed."""
+    observed = switch.nft.list_table("inet", nat.table_name(switch.instance)) or []
+    publications = tuple(publications)
+    script = nat.stale_elements(switch.instance, publications, observed)
+    there = nat.observed_elements(observed)
+    for one in publications:
+        if publish.missing(publish.elements(one.mappings, one.addresses), there):
+            script += nat.port_elements_delete(switch.instance, one.mappings, one.addresses)
+            script += nat.port_elements_add(
+                switch.instance, one.mappings, one.addresses, holder=one.holder
+            )
+    switch.nft.run(script)
+    return bool(script)
+
+
 def _purge(
     switch: Switch, mappings: tuple[PortMapping, ...], addresses: tuple[PortAddress, ...], *, added: bool
 ) -> None:

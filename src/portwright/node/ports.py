@@ -34,7 +34,7 @@ from portwright.model.port import (
 from portwright.node.apply import Applier
 from portwright.node.changes import complete
 from portwright.node.core import Core
-from portwright.node.switch import Switch
+from portwright.node.switch import Switch, attach_mode
 from portwright.plan.operations import Operation, encode
 from portwright.plan.publish import HostPorts, Publication
 
@@ -49,6 +49,7 @@ class PortSpec(msgspec.Struct, frozen=True, kw_only=True):
     ifname: str = "eth0"
     netns: str = ""
     model: str = veth.MODEL
+    attach: str = ""
     mac: str = ""
     mtu: int | None = None
     pools: tuple[tuple[AddressRange, ...], ...] | None = None
@@ -69,7 +70,7 @@ class Ports:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._store = core.store
-        self._host_ports = HostPorts(_publication(p) for p in core.store.ports() if p.port_mappings)
+        self._host_ports = HostPorts(publication(p) for p in core.store.ports() if p.port_mappings)
 
     # -- create ----------------------------------------------------------------------------------
 
@@ -93,10 +94,12 @@ class Ports:
                 self._store.put_port(port)
                 entry = self._store.begin(port.port_id, "add", encode(plan))
                 if port.port_mappings:
-                    self._host_ports.claim(_publication(port))
+                    self._host_ports.claim(publication(port))
         except BaseException:
+            self._host_ports.release(port.port_id)
             self._core.drop_idle_switch(switch)
             raise
+        self._core.faults.at("add:intent")
         try:
             self._core.admit(switch, port)
             with Applier(switch, sandbox_fd, self._core.faults) as applier:
@@ -110,29 +113,33 @@ class Ports:
         with self._store.transaction(durable=False):
             self._store.put_port(port)
             self._store.finish(entry, "done")
+        self._core.faults.at("add:commit")
         return port
 
     def dry_run(self, spec: PortSpec, sandbox_fd: int, host_fd: int | None = None) -> tuple[Operation, ...]:
         """The plan that ``create`` would apply; the record and the kernel stay as they are."""
-        _, port = self._draft(spec, sandbox_fd, host_fd)
+        switch, port = self._draft(spec, sandbox_fd, host_fd)
 
         class _RollBack(Exception):
             pass
 
         plan: tuple[Operation, ...] = ()
-        with contextlib.suppress(_RollBack), self._store.transaction(durable=False):
-            port = self._with_addresses(port, spec, time.time())
-            port = self._with_routes(port, spec, sandbox_fd)
-            plan = veth.attach(port)
-            raise _RollBack
+        try:
+            with contextlib.suppress(_RollBack), self._store.transaction(durable=False):
+                port = self._with_addresses(port, spec, time.time())
+                port = self._with_routes(port, spec, sandbox_fd)
+                plan = veth.attach(port)
+                raise _RollBack
+        finally:
+            self._core.drop_idle_switch(switch)
         return plan
 
     def _draft(self, spec: PortSpec, sandbox_fd: int, host_fd: int | None) -> tuple[Switch, Port]:
         """The port as asked for, judged, without addresses."""
         if spec.model != veth.MODEL:
             raise NotSupported(spec.model, "attachment", f"this release attaches with {veth.MODEL!r}")
-        switch = self._core.switch_for(host_fd)
         sandbox = self._core.ref(sandbox_fd, spec.netns)
+        switch = self._core.switch_for(host_fd)
         if sandbox.cookie == switch.ref.cookie:
             raise InvalidInput("netns", spec.netns, "is the host's own namespace, not a sandbox's")
         uplink = self._core.uplink_mtu(switch)
@@ -148,6 +155,7 @@ class Ports:
             model=spec.model,
             state=PortState.CREATING,
             ifname=spec.ifname,
+            attach=attach_mode(spec.attach),
             rep_name=rep_name(port_id),
             mac=spec.mac or _random_mac(),
             mtu=mtu,
@@ -216,23 +224,28 @@ class Ports:
 
     # -- delete ----------------------------------------------------------------------------------
 
-    def delete(self, port: Port, *, entry: int | None = None) -> None:
-        """Ends the port, whatever state it is in. Needs the record alone; may be repeated."""
+    def delete(self, port: Port, *, entry: int | None = None, rest: bool = True) -> None:
+        """Ends the port, whatever state it is in. Needs the record alone; may be repeated.
+
+        ``entry``: the open journal entry that this finishes. ``rest=False``: its addresses are free at once.
+        """
         plan = veth.delete(port)
         port = msgspec.structs.replace(port, state=PortState.DELETING)
         with self._store.transaction(durable=True):
             self._store.put_port(port)
             if entry is None:
                 entry = self._store.begin(port.port_id, "del", encode(plan))
+        self._core.faults.at("del:intent")
         switch = self._core.switch_of(port)
         if switch is not None:
             with Applier(switch, None, self._core.faults) as applier:
                 applier.take_back(plan, "del")
         # Not durable: a power cut would bring the intent back, and the next start finishes it again.
         with self._store.transaction(durable=False):
-            self._store.release(port.port_id, now=time.time())
+            self._store.release(port.port_id, now=time.time(), rest=rest)
             self._store.delete_port(port.port_id)
             self._store.finish(entry, "done")
+        self._core.faults.at("del:commit")
         self._host_ports.release(port.port_id)
         self._core.dismiss(switch, port)
         if switch is not None:
@@ -265,6 +278,7 @@ class Ports:
         if entry is None:
             with self._store.transaction(durable=True):
                 entry = self._store.begin(port.port_id, "unplug", encode(plan))
+        self._core.faults.at("unplug:intent")
         switch = self._core.switch_of(port)
         if switch is not None:
             with Applier(switch, None, self._core.faults) as applier:
@@ -273,6 +287,7 @@ class Ports:
         with self._store.transaction(durable=True):
             self._store.put_port(port)
             self._store.finish(entry, "done")
+        self._core.faults.at("unplug:commit")
         return port
 
     def plug(self, port: Port, sandbox_fd: int, netns_path: str, ifname: str | None) -> Port:
@@ -295,6 +310,7 @@ class Ports:
         with self._store.transaction(durable=True):
             self._store.put_port(port)
             entry = self._store.begin(port.port_id, "plug", encode(plan))
+        self._core.faults.at("plug:intent")
         try:
             self._core.admit(switch, port)
             with Applier(switch, sandbox_fd, self._core.faults) as applier:
@@ -308,13 +324,14 @@ class Ports:
         with self._store.transaction(durable=False):
             self._store.put_port(attached)
             self._store.finish(entry, "done")
+        self._core.faults.at("plug:commit")
         return attached
 
     # -- recovery --------------------------------------------------------------------------------
 
     def roll_back_create(self, port: Port, entry: int) -> None:
         """A create that a crash cut short: as if it had never been asked for."""
-        self.delete(port, entry=entry)
+        self.delete(port, entry=entry, rest=False)
 
     def finish_delete(self, port: Port, entry: int) -> None:
         """A delete that a crash cut short: forward."""
@@ -347,7 +364,8 @@ def _subnets(spec: PortSpec, version: int) -> list[str]:
     return [s for s in found if ipaddress.ip_network(s).version == version]
 
 
-def _publication(port: Port) -> Publication:
+def publication(port: Port) -> Publication:
+    """The host ports that a port publishes."""
     return Publication(holder=port.port_id, mappings=port.port_mappings, addresses=port.addresses)
 
 

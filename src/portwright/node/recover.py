@@ -2,7 +2,10 @@
 
 Forward or back, never half: an interrupted create is taken back, an interrupted delete is finished,
 an interrupted plug or unplug ends detached. Then every port that the record calls attached is
-compared with the kernel; one whose device is gone (a reboot, a dead sandbox) is detached.
+compared with the kernel: one whose device is gone (a reboot, a dead sandbox) is detached, one whose
+device lacks programs, map entries or published ports gets them back. What no record accounts for goes.
+
+Every step may be repeated, so a start that is killed here is finished by the next one.
 """
 
 from __future__ import annotations
@@ -12,20 +15,41 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 
+from portwright.attach import veth
+from portwright.dataplane import values
 from portwright.kernel import rtnl
 from portwright.model.errors import NotFound, PortwrightError
 from portwright.model.network import GATEWAY_MAC
-from portwright.model.port import Port, PortState
+from portwright.model.port import Port, PortState, rep_name
+from portwright.node import nat
+from portwright.node.apply import Applier, direction_of
 from portwright.node.core import Core
-from portwright.node.ports import Ports
-from portwright.node.switch import DIRECTIONS, Switch
+from portwright.node.ports import Ports, publication
+from portwright.node.switch import Switch
+from portwright.plan.operations import AttachProgram, Operation, RemovePort
 
 log = logging.getLogger(__name__)
 
 
 def recover(core: Core, ports: Ports) -> list[str]:
     """Brings record and kernel together; returns what it did, as sentences. Never raises for one port."""
+    core.faults.stage = "recover-"
     done: list[str] = []
+    try:
+        _finish_journal(core, ports, done)
+        _compare(core, ports, done)
+        for switch in list(core.switches.values()):
+            with _reported(done, None):
+                _sweep(core, switch, done)
+        for cookie in core.remembered() - {core.own_cookie}:
+            with _reported(done, None):
+                done += filter(None, [core.drop_remains(cookie)])
+    finally:
+        core.faults.stage = ""
+    return done
+
+
+def _finish_journal(core: Core, ports: Ports, done: list[str]) -> None:
     for entry in core.store.pending():
         try:
             port = core.store.get_port(entry.port_id)
@@ -38,6 +62,13 @@ def recover(core: Core, ports: Ports) -> list[str]:
         }.get(entry.kind, ports.roll_back_plug)
         with _reported(done, f"{entry.kind} of {port.port_id} was cut short: {action.__name__}"):
             action(port, entry.id)
+    for port in list(core.store.ports(state=PortState.DELETING)):
+        # Its DEL had taken the device, or was about to, and waited for a foreign IPAM plugin.
+        with _reported(done, f"port {port.port_id} was being deleted: its device is removed"):
+            ports.clear(port)
+
+
+def _compare(core: Core, ports: Ports, done: list[str]) -> None:
     attached = list(core.store.ports(state=PortState.ATTACHED))
     _open_switches(core, attached)
     for port in attached:
@@ -45,9 +76,8 @@ def recover(core: Core, ports: Ports) -> list[str]:
             if not _present(core, port):
                 ports.device_gone(port)
                 done.append(f"port {port.port_id}: its device is gone, detached")
-    for switch in list(core.switches.values()):
-        _sweep(core, switch, done)
-    return done
+            elif _repair(core, port):
+                done.append(f"port {port.port_id}: its data path was not whole, restored")
 
 
 def _open_switches(core: Core, attached: list[Port]) -> None:
@@ -67,36 +97,71 @@ def _present(core: Core, port: Port) -> bool:
     return link is not None and link.index == port.rep_ifindex and link.mac == GATEWAY_MAC
 
 
-def _sweep(core: Core, switch: Switch, done: list[str]) -> None:
-    """Takes away pins and map entries of ours that no record accounts for."""
-    known = {p.port_id for p in core.store.ports()}
-    for port_id, pin in list(switch.port_links()):
-        if port_id not in known:
-            pin.unlink(missing_ok=True)
-            done.append(f"link pin {pin.name}: no such port")
-    numbers = {int(p, 16) for p in known}
-    for name in ("pw_ports", "pw_addrs"):
-        table = switch.maps[name]
-        for key, value in list(table.items()):
-            if int.from_bytes(value[:8], sys.byteorder) not in numbers:
-                table.delete(key)
-                done.append(f"{name}: entry of no port")
-    counters = switch.maps["pw_counters"]
-    for key in list(counters.keys()):
-        if int.from_bytes(key, sys.byteorder) not in numbers:
-            counters.delete(key)
-
-
-def verify_attached(core: Core, port: Port) -> list[str]:
-    """Which programs are missing on an attached port's representor; [] is well."""
+def _repair(core: Core, port: Port) -> bool:
+    """Gives back what the data path lacks of a port whose device is there; tells whether it lacked any."""
     switch = core.switch_of(port)
     if switch is None:
-        return ["the host's namespace is gone"]
-    return [
-        f"program {direction} is not attached to {port.rep_name}"
-        for direction in DIRECTIONS
-        if not switch.attached(port.port_id, port.rep_ifindex, direction)
-    ]
+        return False
+    mine = values.port_key(port.port_id)
+
+    def there(operation: Operation) -> bool:
+        return isinstance(operation, AttachProgram) and switch.attached(
+            port.port_id, port.rep_ifindex, direction_of(operation.direction)
+        )
+
+    plan = [o for o in veth.restore(port) if not isinstance(o, RemovePort) and not there(o)]
+    programs = not any(isinstance(o, AttachProgram) for o in plan)
+    held = switch.maps["pw_ports"].lookup(port.rep_ifindex.to_bytes(4, sys.byteorder)) or b""
+    targets = [switch.maps["pw_addrs"].lookup(values.address(a.address)) or b"" for a in port.addresses]
+    if programs and all(value.startswith(mine) for value in (held, *targets)):
+        return False
+    with Applier(switch, None, core.faults) as applier:
+        applier.apply(plan, "restore", undo=False)
+    return True
+
+
+def _sweep(core: Core, switch: Switch, done: list[str]) -> None:
+    """Brings pins, map entries and published ports to what the record accounts for."""
+    known = list(core.store.ports())
+    here = [p for p in known if p.state is PortState.ATTACHED and _holds(switch, p)]
+    attached = {p.port_id for p in here}
+    for port_id, pin in list(switch.port_links()):
+        if port_id not in attached:
+            pin.unlink(missing_ok=True)
+            done.append(f"link pin {pin.name}: no such port")
+    wanted = {
+        "pw_ports": {p.rep_ifindex.to_bytes(4, sys.byteorder): p.port_id for p in here},
+        "pw_addrs": {values.address(a.address): p.port_id for p in here for a in p.addresses},
+    }
+    for name, entries in wanted.items():
+        table = switch.maps[name]
+        for key, value in list(table.items()):
+            port_id = values.port_text(value)
+            if entries.get(key) == port_id:
+                continue
+            if name == "pw_ports":
+                _delete_stray(switch, int.from_bytes(key, sys.byteorder), port_id)
+            table.delete(key)
+            done.append(f"{name}: entry of port {port_id}, which is not there")
+    numbers = {int(p.port_id, 16) for p in known}
+    for name in ("pw_counters", "pw_drops", "pw_limits"):
+        table = switch.maps[name]
+        for key in list(table.keys()):
+            if int.from_bytes(key[:8], sys.byteorder) not in numbers:
+                table.delete(key)
+    if nat.repair(switch, (publication(p) for p in here if p.port_mappings)):
+        done.append("published ports were not those of the record, restored")
+
+
+def _holds(switch: Switch, port: Port) -> bool:
+    return (port.host.cookie, port.host.boot_id) == (switch.ref.cookie, switch.ref.boot_id)
+
+
+def _delete_stray(switch: Switch, ifindex: int, port_id: str) -> None:
+    """Removes a representor of ours that has no record: our map knows it, and it has the name."""
+    link = rtnl.link_by_index(switch.rtnl, ifindex)
+    if link is not None and (link.name, link.mac) == (rep_name(port_id), GATEWAY_MAC):
+        switch.reaper.delete(ifindex)
 
 
 @contextlib.contextmanager

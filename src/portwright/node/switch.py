@@ -18,12 +18,13 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from portwright.dataplane import values
 from portwright.dataplane.abi import SIZES, PwAbi, PwState, PwStateFlag
-from portwright.kernel import clsact, netns
+from portwright.kernel import clsact, netns, rtnl
 from portwright.kernel.bpf import (
     Collection,
     CollectionSpec,
@@ -39,6 +40,7 @@ from portwright.kernel.nft import Nft
 from portwright.kernel.reaper import LinkReaper
 from portwright.model.errors import Conflict, InternalError, InvalidInput, KernelFailed
 from portwright.model.port import NetnsRef
+from portwright.node.faults import Faults
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "portwright.bpf.o"
 PROGRAMS = {"ingress": "pw_from_port", "egress": "pw_to_port"}
@@ -50,11 +52,11 @@ DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
 class Switch:
     """Owns the descriptors of one namespace's data path. Close it to let go of them, not of the pins."""
 
-    def __init__(self, ref: NetnsRef, fd: int, pins: Path, instance: str) -> None:
+    def __init__(self, ref: NetnsRef, fd: int, pins: Path, instance: str, faults: Faults) -> None:
+        self._faults = faults
         self.ref = ref
         self.fd = fd
         self.pins = pins
-        self.tcx = use_tcx()
         self.rtnl = NetlinkSocket(netns_fd=fd)
         self._reaper: LinkReaper | None = None
         self.instance = instance
@@ -67,9 +69,9 @@ class Switch:
         self.prepared: set[str] = set()
 
     @classmethod
-    def open(cls, ref: NetnsRef, fd: int, bpf_dir: Path, instance: str) -> Switch:
+    def open(cls, ref: NetnsRef, fd: int, bpf_dir: Path, instance: str, faults: Faults) -> Switch:
         """Opens or makes the data path of the namespace behind ``fd`` (which it takes over)."""
-        switch = cls(ref, fd, bpf_dir / f"{ref.cookie:x}", instance)
+        switch = cls(ref, fd, bpf_dir / f"{ref.cookie:x}", instance, faults)
         try:
             switch._load()
         except BaseException:
@@ -96,7 +98,13 @@ class Switch:
         current = self.pins / f"object-{digest}"
         if all((current / name).exists() for name in PROGRAMS.values()):
             self._open_pins(current)
+            if self._others(current):  # an upgrade that a crash cut short
+                self._take_over(current)
             return
+        if not (self.pins / "maps" / "pw_state").exists():
+            # The state is pinned first and removed last: without it these are the remains of a first
+            # load or of a removal that a crash cut short, and nothing is in force on them.
+            _remove_pins(self.pins)
         for part in ("maps", "links"):
             (self.pins / part).mkdir(parents=True, exist_ok=True)
         spec = CollectionSpec.load(OBJECT)
@@ -107,19 +115,27 @@ class Switch:
             for old in reuse.values():
                 stack.enter_context(contextlib.closing(old))
             collection = stack.enter_context(contextlib.closing(Collection.load(spec, reuse=reuse)))
-            for name, bpf_map in collection.maps.items():
+            for name in sorted(collection.maps, key=lambda name: name != "pw_state"):
                 if name not in reuse:
-                    bpf_map.pin(self.pins / "maps" / name)
+                    collection.maps[name].pin(self.pins / "maps" / name)
+                    self._faults.at("load:maps")
             current.mkdir(exist_ok=True)
             for name in PROGRAMS.values():
                 if not (current / name).exists():
                     collection.programs[name].pin(current / name)
         self._open_pins(current)
+        self._faults.at("load:programs")
+        self._take_over(current)
+
+    def _others(self, current: Path) -> list[Path]:
+        return [path for path in self.pins.glob("object-*") if path != current]
+
+    def _take_over(self, current: Path) -> None:
+        """Puts the current programs in force; the older ones' pins go last, so that a crash is noticed."""
         self._set_state()
         self._replace_programs()
-        for old_object in self.pins.glob("object-*"):
-            if old_object != current:
-                _remove_pins(old_object)
+        for old_object in self._others(current):
+            _remove_pins(old_object)
 
     def _open_pins(self, current: Path) -> None:
         self.maps = {p.name: Map.from_pin(p) for p in (self.pins / "maps").iterdir()}
@@ -151,21 +167,15 @@ class Switch:
     def link_pin(self, port_id: str, direction: str) -> Path:
         return self.pins / "links" / f"{port_id}_{direction}"
 
-    def attach(self, port_id: str, ifindex: int, direction: Direction) -> None:
-        """Attaches and pins; an older pin of the same port (its device is gone) is replaced."""
-        program = self.programs[PROGRAMS[direction]]
-        if not self.tcx:
+    def attach(self, port_id: str, ifindex: int, direction: Direction, how: str) -> None:
+        """Attaches; with ``how`` tcx also pins: an older pin of the port (its device is gone) is replaced."""
+        if how == "clsact":
             clsact.ensure_clsact(self.rtnl, ifindex)
-            clsact.attach_bpf(
-                self.rtnl,
-                ifindex,
-                direction,
-                program.fd,
-                name=PROGRAMS[direction],
-                pref=CLSACT_PREF,
-                handle=CLSACT_HANDLE,
-            )
+            self._put_filter(ifindex, direction)
             return
+        program = self.programs[PROGRAMS[direction]]
+        if self.attached(port_id, ifindex, direction):
+            return  # a link goes with its device to another namespace and back
         pin = self.link_pin(port_id, direction)
         with netns.entered(self.fd), contextlib.closing(Link.attach_tcx(program, ifindex, direction)) as link:
             pin.unlink(missing_ok=True)
@@ -178,21 +188,37 @@ class Switch:
     def attached(self, port_id: str, ifindex: int, direction: Direction) -> bool:
         """Is our current program on this device?"""
         program = self.programs[PROGRAMS[direction]]
-        if not self.tcx:
+        pin = self.link_pin(port_id, direction)
+        if not pin.exists():
             return any(
                 (f.pref, f.handle, f.prog_id) == (CLSACT_PREF, CLSACT_HANDLE, program.id)
                 for f in clsact.list_filters(self.rtnl, ifindex, direction)
             )
         try:
-            link = Link.from_pin(self.link_pin(port_id, direction))
+            link = Link.from_pin(pin)
         except KernelFailed:
             return False
         with contextlib.closing(link):
             info = link.info()
         return info.ifindex == ifindex and info.prog_id == program.id
 
+    def _put_filter(self, ifindex: int, direction: Direction) -> None:
+        """Our filter in our slot; one that is there is replaced in one step."""
+        name = PROGRAMS[direction]
+        fd = self.programs[name].fd
+        clsact.attach_bpf(
+            self.rtnl, ifindex, direction, fd, name=name, pref=CLSACT_PREF, handle=CLSACT_HANDLE
+        )
+
     def _replace_programs(self) -> None:
-        """Moves every live link to the programs of the object just loaded."""
+        """Moves every live link and filter to the programs of the object just loaded."""
+        for key, value in list(self.maps["pw_ports"].items()):
+            ifindex, port_id = int.from_bytes(key, sys.byteorder), values.port_text(value)
+            if rtnl.link_by_index(self.rtnl, ifindex) is None:
+                continue
+            for hook in DIRECTIONS:
+                if not self.link_pin(port_id, hook).exists():
+                    self._put_filter(ifindex, hook)
         for pin in sorted((self.pins / "links").iterdir()):
             direction = pin.name.rpartition("_")[2]
             with contextlib.closing(Link.from_pin(pin)) as link:
@@ -240,21 +266,26 @@ class Switch:
         """Takes the data path away. The caller made sure that no port is left."""
         pins = self.pins
         self.close()
+        for old_object in pins.glob("object-*"):  # first, so that a crash leaves none without its maps
+            _remove_pins(old_object)
+        self._faults.at("close:pins")
+        for path in (pins / "maps").glob("*"):
+            if path.name != "pw_state":
+                path.unlink(missing_ok=True)
         _remove_pins(pins)
 
 
-def use_tcx() -> bool:
-    """TCX or clsact for representors: ``PORTWRIGHT_ATTACH``, by default clsact (docs/design.md, "Attaching").
+def attach_mode(wanted: str = "") -> str:
+    """``tcx`` or ``clsact``: as wanted, else ``PORTWRIGHT_ATTACH``, else clsact (docs/design.md, "Attaching").
 
     Raises InvalidInput for another word, KernelTooOld if ``tcx`` is asked for and not there.
     """
-    word = os.environ.get("PORTWRIGHT_ATTACH", "clsact")
-    if word == "clsact":
-        return False
-    if word != "tcx":
-        raise InvalidInput("PORTWRIGHT_ATTACH", word, "must be tcx or clsact")
-    features.probe("tcx").require()
-    return True
+    word = wanted or os.environ.get("PORTWRIGHT_ATTACH", "clsact")
+    if word not in ("clsact", "tcx"):
+        raise InvalidInput("attach", word, "must be tcx or clsact")
+    if word == "tcx":
+        features.probe("tcx").require()
+    return word
 
 
 def _remove_pins(path: Path) -> None:

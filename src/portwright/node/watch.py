@@ -28,6 +28,7 @@ class _News(msgspec.Struct):
     """What a burst of events said of one representor, besides what the kernel can be asked."""
 
     went_down: bool = False
+    gone: bool = False
     moved_to: int | None = None
     moved_index: int = 0
 
@@ -93,6 +94,7 @@ class Watch:
             key = (cookie, link.name)
             if event.kind == "del":
                 self._up.pop(key, None)
+                news.gone = True
                 if link.new_netnsid is not None:
                     news.moved_to, news.moved_index = link.new_netnsid, link.new_index
                 continue
@@ -104,7 +106,7 @@ class Watch:
     def _compare_all(self, switch: Switch) -> None:
         for port in list(self._core.store.ports(state=PortState.ATTACHED)):
             if port.host.cookie == switch.ref.cookie:
-                self._compare(switch, port.rep_name, _News(went_down=True))
+                self._compare(switch, port.rep_name, _News(went_down=True, gone=True))
 
     def _compare(self, switch: Switch, rep: str, news: _News) -> None:
         """Acts on what the kernel says now, not on the event: events may be old."""
@@ -125,6 +127,8 @@ class Watch:
             return
         link = rtnl.link_by_name(switch.rtnl, port.rep_name)
         if link is None or link.index != port.rep_ifindex:
+            if not news.gone:
+                return  # the news of its end is on its way, and says whether it was moved
             log.warning("port %s (%s): its device is gone, detached", port.port_id, port.rep_name)
             self._ports.device_gone(port)
             return
@@ -148,10 +152,14 @@ class Watch:
 
     def _moved(self, switch: Switch, port: Port, moved_to: int, index: int) -> None:
         what = f"port {port.port_id}: its representor {port.rep_name} was moved to another namespace"
-        if self._changes.bring_back(switch, port, moved_to, index) is not None:
-            self._alarm(f"{what}, and is brought back")
-            return
-        self._alarm(f"{what}, where it can't be found: the port is detached")
+        why = "where it can't be found"
+        try:
+            if self._changes.bring_back(switch, port, moved_to, index) is not None:
+                self._alarm(f"{what}, and is brought back")
+                return
+        except PortwrightError as error:
+            why = f"and can't be brought back ({error})"
+        self._alarm(f"{what}, {why}: the port is detached")
         self._ports.device_gone(port)
 
     def _alarm(self, sentence: str) -> None:

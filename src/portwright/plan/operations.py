@@ -160,17 +160,20 @@ class AddNeighbour(_Operation, frozen=True, kw_only=True):
 
 
 class AttachProgram(_Operation, frozen=True, kw_only=True):
-    """``direction`` of the representor: ingress = from the sandbox. Pinned: it outlives the daemon."""
+    """``direction`` of the representor: ingress = from the sandbox. It outlives the daemon either way."""
 
     rep: str
     port_id: str
     direction: str
+    how: str = "clsact"
 
     def inverse(self) -> Operation:
         return DetachProgram(port_id=self.port_id, direction=self.direction)
 
     def render(self) -> str:
         program = "pw_from_port" if self.direction == "ingress" else "pw_to_port"
+        if self.how == "clsact":
+            return f"tc filter add dev {self.rep} {self.direction} bpf da pinned progs/{program}"
         return f"bpftool net attach tcx_{self.direction} pinned progs/{program} dev {self.rep}"
 
 

@@ -118,6 +118,7 @@ class Lab:
             if variant:
                 chain = self.profile.needs[need][variant]
                 capabilities |= chain.capabilities
+                plugin = chain.config | plugin
                 chained += chain.plugins
         self._rules_touched |= bool(portmap or plugin.get("ipMasq"))
         config: Json = expand(self.profile.config, self.host.where) | {
