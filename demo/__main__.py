@@ -404,4 +404,7 @@ def machine() -> set[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ndemo: interrupted; everything is gone again")

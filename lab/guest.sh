@@ -23,9 +23,14 @@ mount -t tmpfs tmpfs "$PROJECT"
 tar -C "$PROJECT" -xf "$result/project.tar"
 mkdir "$PROJECT/.venv"
 mount --bind "$cached$PROJECT/.venv" "$PROJECT/.venv"
-# /usr above hid virtme-ng's /lib/modules.
-mount -t tmpfs tmpfs /lib/modules
-ln -s "$cached$MODULES" "/lib/modules/$(uname -r)"
+# /usr above hid virtme-ng's /lib/modules, and may have none of its own: the kernel's own calls of
+# modprobe (a link type, a qdisc, an nft expression at first use) are led to the unpacked kernel's.
+cat >/run/lab-modprobe <<EOF
+#!/bin/sh
+exec /sbin/modprobe -d "$cached${MODULES%/lib/modules/*}" "\$@"
+EOF
+chmod 755 /run/lab-modprobe
+echo /run/lab-modprobe >/proc/sys/kernel/modprobe
 # What tests may write to, as on a real machine: nothing of the host's.
 for folder in /var/lib /var/cache; do
 	mount -t tmpfs tmpfs $folder

@@ -9,7 +9,6 @@ routes are that namespace's and the machine's stay as they are.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal

@@ -24,6 +24,8 @@ from tests.dataplane.model import (
 )
 
 BROADCAST = b"\xff" * 6
+FRAGMENT_ID = b"PWTW"
+"""What chain() identifies IPv6 datagrams by."""
 
 
 def runnable(frame: bytes) -> bool:
@@ -104,7 +106,7 @@ def chain(
     out, following = payload, upper
     for kind in reversed(kinds):
         if kind == 44:
-            head = struct.pack("!BBHI", following, 0, frag, 7)
+            head = struct.pack("!BBH", following, 0, frag) + FRAGMENT_ID
         elif kind == 51:
             head = struct.pack("!BBHII", following, 2 + length, 0, 1, 1).ljust(16 + length * 4, b"\0")
         else:
@@ -194,12 +196,15 @@ class Sent:
     gso: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
-        return f"Sent(net {self.port.net}, {self.frame.hex()}, {self.gso})"
+        return f"Sent(net {self.port.net}, {self.frame[:80].hex()}, {len(self.frame)} bytes, {self.gso})"
 
 
 def _interesting(topology: Topology, port: ModelPort, version: int) -> st.SearchStrategy[str]:
     known = [a for p in topology.ports for a in p.addresses if a.version == version]
-    own = [a for a in port.addresses if a.version == version] * 4
+    # Its own addresses once, those that it may reach often.
+    near = {port.net} | {b for a, b in topology.reach if a == port.net}
+    often = [a for p in topology.ports if p.net in near and p != port for a in p.addresses] * 15
+    often = [a for a in often if a.version == version]
     odd4 = ["0.0.0.0", "255.255.255.255", "224.0.0.5", "127.0.0.1", "169.254.1.1", "192.0.2.9"]
     odd6 = [
         "::",
@@ -212,13 +217,13 @@ def _interesting(topology: Topology, port: ModelPort, version: int) -> st.Search
         "2001:db8::9",
     ]
     odd6.append(str(port.link_local))
-    return st.sampled_from([*map(str, known), *map(str, own), *(odd4 if version == 4 else odd6)])
+    return st.sampled_from([*map(str, known), *map(str, often), *(odd4 if version == 4 else odd6)])
 
 
 @st.composite
 def _l4(draw: st.DrawFn, src: str, dst: str) -> tuple[int, bytes]:
     a, b = ipaddress.ip_address(src), ipaddress.ip_address(dst)
-    number = st.sampled_from([53, 67, 68, 546, 547, 80, 40000])
+    number = st.sampled_from([53, 80, 40000] * 5 + [67, 68, 546, 547])
     data = draw(st.binary(max_size=40)) * draw(st.sampled_from([1, 1, 1, 60]))
     match draw(st.integers(0, 6)):
         case 0 | 1:
@@ -244,11 +249,11 @@ def _packet(draw: st.DrawFn, topology: Topology, port: ModelPort) -> tuple[int, 
     version = draw(st.sampled_from([4, 6]))
     own = [str(a) for a in port.addresses if a.version == version]
     address = _interesting(topology, port, version)
-    src = draw(st.sampled_from(own)) if own and draw(st.integers(0, 4)) else draw(address)
+    src = draw(st.sampled_from(own)) if own and draw(st.integers(0, 9)) else draw(address)
     dst = draw(address)
     proto, payload = draw(_l4(src, dst))
     ttl = draw(st.sampled_from([64, 64, 64, 255, 2, 1, 0]))
-    lie = draw(st.integers(0, 9)) == 0
+    lie = draw(st.integers(0, 14)) == 0
     if version == 4:
         options = draw(
             st.sampled_from(
@@ -315,14 +320,14 @@ def _neighbour(draw: st.DrawFn, topology: Topology, port: ModelPort) -> bytes:
 def sent(draw: st.DrawFn, topology: Topology) -> Sent:
     """Any frame of any port: mostly well-formed, each with a chance to lie somewhere."""
     port = draw(st.sampled_from(topology.ports))
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 7)) == 0:
         frame = draw(_neighbour(topology, port))
         kind, payload = int.from_bytes(frame[12:14], "big"), frame[14:]
         dst = frame[:6]
     else:
         kind, payload = draw(_packet(topology, port))
         dst = port.gateway_mac
-    other = draw(st.integers(0, 11))
+    other = draw(st.integers(0, 19))
     src = b"\2\0\0\0\0\x63" if other == 0 else port.mac
     if other == 1:
         dst = draw(st.sampled_from([BROADCAST, port.mac, b"\1\0\x5e\0\0\1", b"\2\0\0\0\0\x63"]))
@@ -332,7 +337,7 @@ def sent(draw: st.DrawFn, topology: Topology) -> Sent:
     if other == 3:
         kind = draw(st.sampled_from([0x0026, 0x8847, 0x8863, 0x88CC, 0x8035, 0x22F0, IP4, IP6, ARP]))
     frame = ethernet(src, dst, kind, payload, tags)
-    mangle, gso = draw(st.integers(0, 9)), (0, 0)
+    mangle, gso = draw(st.integers(0, 14)), (0, 0)
     if mangle == 0 and len(frame) > 15:
         frame = frame[: draw(st.integers(15, len(frame)))]
     elif mangle == 1:

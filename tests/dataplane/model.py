@@ -19,7 +19,7 @@ ICMP, TCP, UDP, ICMP6, SCTP, UDPLITE = 1, 6, 17, 58, 132, 136
 HOP, ROUTING, FRAGMENT, AH, DSTOPTS = 0, 43, 44, 51, 60
 EXTENSIONS = {HOP, ROUTING, FRAGMENT, AH, DSTOPTS}
 EXT_MOST = 6
-"""Extension headers that a packet may have here; RFC 8200 has each of five at most once, one of them twice."""
+"""Extension headers that a packet may have here; RFC 8200 has each of five at most once, one twice."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Packet:
     later: bool = False
 
 
-class _Refused(Exception):  # noqa: N818 - a verdict, no error
+class _Refused(Exception):
     """The frame can't be read further."""
 
 
@@ -307,7 +307,7 @@ def _nd(own: set[Address], port: ModelPort, packet: _Packet, verdict: Verdict) -
 
 
 def _answered(port: ModelPort, packet: _Packet) -> bool:
-    """Is it a question that the gateway answers?"""
+    """Whether it is a question that the gateway answers."""
     gateway = port.gateway(packet.version)
     if packet.later or gateway is None:
         return False

@@ -63,13 +63,17 @@ def chained(kinds: list[int], upper: int = UDP, payload: bytes = bytes(16), **mo
     return frames.ipv6(A6, B6, first, rest)
 
 
+def icmp(src: str, dst: str, kind: int, body: bytes, code: int = 0) -> bytes:
+    """An ICMP or ICMPv6 message, by the addresses' family."""
+    return frames.icmp(ipaddress.ip_address(src), ipaddress.ip_address(dst), kind, body, code)
+
+
 def icmp6(kind: int, body: bytes, *, src: str = A6, dst: str = "ff02::1", ttl: int = 255) -> bytes:
     """An ICMPv6 packet."""
-    a, b = ipaddress.ip_address(src), ipaddress.ip_address(dst)
-    return frames.ipv6(src, dst, ICMP6, frames.icmp(a, b, kind, body), ttl=ttl)
+    return frames.ipv6(src, dst, ICMP6, icmp(src, dst, kind, body), ttl=ttl)
 
 
-RA = frames.icmp(ipaddress.ip_address(A6), ipaddress.ip_address("ff02::1"), 134, bytes(12))
+RA = icmp(A6, "ff02::1", 134, bytes(12))
 JUMBO = frames.ipv6(A6, B6, 0, bytes([UDP, 0, 0xC2, 4]) + struct.pack("!I", 70000) + bytes(60), length=0)
 
 REFUSED: list[tuple[str, str, bytes]] = [
@@ -90,17 +94,29 @@ REFUSED: list[tuple[str, str, bytes]] = [
     (":: in UDP", "src_ip", wrap(udp6(src="::"))),
     (":: in UDP to a group", "src_ip", wrap(udp6(src="::", dst="ff02::1"))),
     ("an echo request from ::", "src_ip", wrap(icmp6(128, bytes(8), src="::"))),
-    ("DAD to one node", "src_ip", wrap(icmp6(135, bytes(4) + bytes.fromhex(ipaddress.ip_address(A6).packed.hex()), src="::", dst=B6))),
+    (
+        "DAD to one node",
+        "src_ip",
+        wrap(icmp6(135, bytes(4) + ipaddress.ip_address(A6).packed, src="::", dst=B6)),
+    ),
     ("IPv4 in an IPv6 source", "ip_version", wrap(udp6(src=f"::ffff:{A4}"))),
     ("IPv4 in an IPv6 destination", "ip_version", wrap(udp6(dst=f"::ffff:{B4}"))),
     ("ARP: sender's IPv4", "arp_spoof", frames.arp(ONE, B4, "169.254.1.1")),
     ("ARP: the gateway's IPv4", "arp_spoof", frames.arp(ONE, "169.254.1.1", A4, op=2)),
     ("ARP: sender's MAC", "arp_spoof", frames.arp(ONE, A4, "169.254.1.1", sha=STRANGER)),
-    ("ARP: another hardware", "arp_spoof", frames.arp(ONE, A4, B4)[:15] + b"\6" + frames.arp(ONE, A4, B4)[16:]),
+    (
+        "ARP: another hardware",
+        "arp_spoof",
+        frames.arp(ONE, A4, B4)[:15] + b"\6" + frames.arp(ONE, A4, B4)[16:],
+    ),
     ("ARP: cut", "truncated", frames.arp(ONE, A4, B4, pad=0)[:-1]),
     ("RARP", "ethertype", frames.ethernet(ONE.mac, frames.BROADCAST, 0x8035, bytes(46))),
     ("MPLS", "ethertype", frames.ethernet(ONE.mac, ONE.gateway_mac, 0x8847, bytes(46))),
-    ("802.3 with a length (STP)", "ethertype", frames.ethernet(ONE.mac, b"\1\x80\xc2\0\0\0", 38, b"\x42\x42\3" + bytes(43))),
+    (
+        "802.3 with a length (STP)",
+        "ethertype",
+        frames.ethernet(ONE.mac, b"\1\x80\xc2\0\0\0", 38, b"\x42\x42\3" + bytes(43)),
+    ),
     ("802.1Q", "vlan", wrap(udp4(), tags=(0x8100,))),
     ("802.1ad", "vlan", wrap(udp4(), tags=(0x88A8,))),
     ("0x9100", "vlan", wrap(udp4(), tags=(0x9100,))),
@@ -108,31 +124,94 @@ REFUSED: list[tuple[str, str, bytes]] = [
     ("802.1ad and 802.1Q", "double_tag", wrap(udp4(), tags=(0x88A8, 0x8100))),
     ("0x9100 and 802.1Q", "double_tag", wrap(udp4(), tags=(0x9100, 0x8100))),
     ("three tags", "double_tag", wrap(udp4(), tags=(0x8100, 0x8100, 0x8100))),
-    ("ND: NS with another's source option", "nd_spoof", frames.nd(ONE, A6, GROUP, 135, "fe80::1", frames.option(1, STRANGER))),
-    ("ND: NA of the gateway", "nd_spoof", frames.nd(ONE, A6, "ff02::1", 136, "fe80::1", frames.option(2, ONE.mac))),
+    (
+        "ND: NS with another's source option",
+        "nd_spoof",
+        frames.nd(ONE, A6, GROUP, 135, "fe80::1", frames.option(1, STRANGER)),
+    ),
+    (
+        "ND: NA of the gateway",
+        "nd_spoof",
+        frames.nd(ONE, A6, "ff02::1", 136, "fe80::1", frames.option(2, ONE.mac)),
+    ),
     ("ND: NA of a neighbour", "nd_spoof", frames.nd(ONE, A6, "ff02::1", 136, B6, frames.option(2, ONE.mac))),
-    ("ND: NA with another's target option", "nd_spoof", frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(2, STRANGER))),
-    ("ND: the bad option comes fourth", "nd_spoof", frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(5, ONE.mac) * 3 + frames.option(2, STRANGER))),
-    ("ND: the bad option comes fifth", "nd_spoof", frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(5, ONE.mac) * 4 + frames.option(2, STRANGER))),
-    ("ND: an option of length zero", "nd_spoof", frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(2, ONE.mac, 0))),
+    (
+        "ND: NA with another's target option",
+        "nd_spoof",
+        frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(2, STRANGER)),
+    ),
+    (
+        "ND: the bad option comes fourth",
+        "nd_spoof",
+        frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(5, ONE.mac) * 3 + frames.option(2, STRANGER)),
+    ),
+    (
+        "ND: the bad option comes fifth",
+        "nd_spoof",
+        frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(5, ONE.mac) * 4 + frames.option(2, STRANGER)),
+    ),
+    (
+        "ND: an option of length zero",
+        "nd_spoof",
+        frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(2, ONE.mac, 0)),
+    ),
     ("ND: from a hop away", "nd_spoof", frames.nd(ONE, A6, GROUP, 135, "fe80::1", b"", ttl=254)),
     ("ND: DAD for a neighbour's address", "nd_spoof", frames.nd(ONE, "::", GROUP, 135, B6, b"")),
     ("ND: DAD for the gateway's", "nd_spoof", frames.nd(ONE, "::", GROUP, 135, "fe80::1", b"")),
-    ("ND: RS with another's source option", "nd_spoof", frames.nd(ONE, LL, "ff02::2", 133, None, frames.option(1, STRANGER))),
-    ("ND: in a fragment", "nd_spoof", wrap(frames.ipv6(A6, "ff02::1", *frames.chain([44], ICMP6, frames.icmp(*map(ipaddress.ip_address, (A6, "ff02::1")), 136, bytes(20)), frag=1), ttl=255))),
+    (
+        "ND: RS with another's source option",
+        "nd_spoof",
+        frames.nd(ONE, LL, "ff02::2", 133, None, frames.option(1, STRANGER)),
+    ),
+    (
+        "ND: in a fragment",
+        "nd_spoof",
+        wrap(
+            frames.ipv6(
+                A6,
+                "ff02::1",
+                *frames.chain([44], ICMP6, icmp(A6, "ff02::1", 136, bytes(20)), frag=1),
+                ttl=255,
+            )
+        ),
+    ),
     ("router advertisement", "ra", wrap(icmp6(134, bytes(12), src=LL))),
     ("redirect", "ra", wrap(icmp6(137, bytes(36), src=LL))),
-    ("RA behind all kinds of headers", "ra", wrap(frames.ipv6(A6, "ff02::1", *frames.chain([0, 60, 43, 51, 60], ICMP6, RA), ttl=255))),
-    ("RA in an atomic fragment", "ra", wrap(frames.ipv6(A6, "ff02::1", *frames.chain([44], ICMP6, RA), ttl=255))),
-    ("RA in a first fragment behind options", "nd_spoof", wrap(frames.ipv6(A6, "ff02::1", *frames.chain([60, 44, 60], ICMP6, RA, frag=1), ttl=255))),
-    ("RA behind a fragment without it", "fragment", wrap(frames.ipv6(A6, "ff02::1", *frames.chain([44, 60], ICMP6, b"", frag=1), ttl=255))),
-    ("IPv4 redirect", "ra", wrap(frames.ipv4(A4, B4, ICMP, frames.icmp(*map(ipaddress.ip_address, (A4, B4)), 5, bytes(32))))),
-    ("IPv4 router advertisement", "ra", wrap(frames.ipv4(A4, "224.0.0.1", ICMP, frames.icmp(*map(ipaddress.ip_address, (A4, "224.0.0.1")), 9, bytes(12))), dst=b"\1\0\x5e\0\0\1")),
+    (
+        "RA behind all kinds of headers",
+        "ra",
+        wrap(frames.ipv6(A6, "ff02::1", *frames.chain([0, 60, 43, 51, 60], ICMP6, RA), ttl=255)),
+    ),
+    (
+        "RA in an atomic fragment",
+        "ra",
+        wrap(frames.ipv6(A6, "ff02::1", *frames.chain([44], ICMP6, RA), ttl=255)),
+    ),
+    (
+        "RA in a first fragment behind options",
+        "nd_spoof",
+        wrap(frames.ipv6(A6, "ff02::1", *frames.chain([60, 44, 60], ICMP6, RA, frag=1), ttl=255)),
+    ),
+    (
+        "RA behind a fragment without it",
+        "fragment",
+        wrap(frames.ipv6(A6, "ff02::1", *frames.chain([44, 60], ICMP6, b"", frag=1), ttl=255)),
+    ),
+    ("IPv4 redirect", "ra", wrap(frames.ipv4(A4, B4, ICMP, icmp(A4, B4, 5, bytes(32))))),
+    (
+        "IPv4 router advertisement",
+        "ra",
+        wrap(frames.ipv4(A4, "224.0.0.1", ICMP, icmp(A4, "224.0.0.1", 9, bytes(12))), dst=b"\1\0\x5e\0\0\1"),
+    ),
     ("DHCP server", "dhcp_server", wrap(udp4(sport=67, dport=68))),
     ("DHCP server from another port", "dhcp_server", wrap(udp4(sport=4000, dport=68))),
     ("DHCPv6 server", "dhcp_server", wrap(udp6(sport=547, dport=546))),
     ("DHCPv6 server from another port", "dhcp_server", wrap(udp6(sport=4000, dport=546))),
-    ("DHCPv6 server behind options", "dhcp_server", wrap(chained([60], UDP, struct.pack("!HHHH", 547, 546, 8, 0)))),
+    (
+        "DHCPv6 server behind options",
+        "dhcp_server",
+        wrap(chained([60], UDP, struct.pack("!HHHH", 547, 546, 8, 0))),
+    ),
     ("version 5", "ip_version", wrap(udp4())[:14] + b"\x55" + wrap(udp4())[15:]),
     ("a header of 16 bytes", "ip_version", wrap(udp4(ihl=4))),
     ("a header longer than the packet", "truncated", wrap(udp4(ihl=15))),
@@ -148,7 +227,11 @@ REFUSED: list[tuple[str, str, bytes]] = [
     ("an IPv6 first fragment without ports", "fragment", wrap(chained([44], TCP, b"", frag=1))),
     ("seven extension headers", "ext_headers", wrap(chained([0, 60, 43, 60, 51, 60, 60]))),
     ("destination options without end", "ext_headers", wrap(chained([60] * 20))),
-    ("an extension header past the end", "truncated", wrap(chained([60], UDP, bytes(8)))[:55] + b"\xff" + wrap(chained([60], UDP, bytes(8)))[56:]),
+    (
+        "an extension header past the end",
+        "truncated",
+        wrap(chained([60], UDP, bytes(8)))[:55] + b"\xff" + wrap(chained([60], UDP, bytes(8)))[56:],
+    ),
     ("jumbogram", "truncated", wrap(JUMBO)),
     ("over the MTU", "mtu", wrap(frames.ipv4(A4, B4, UDP, bytes(1481)))),
     ("over the MTU by padding", "mtu", wrap(udp4()) + bytes(1500)),
@@ -157,10 +240,14 @@ REFUSED: list[tuple[str, str, bytes]] = [
     ("another network with options", "isolation", wrap(udp4(dst=str(THREE.addresses[0]), options=b"\1" * 4))),
     ("another network with TTL one", "isolation", wrap(udp4(dst=str(THREE.addresses[0]), ttl=1))),
     ("another network in a later fragment", "isolation", wrap(udp4(dst=str(THREE.addresses[0]), frag=185))),
-    ("another network by extension headers", "isolation", wrap(frames.ipv6(A6, str(THREE.addresses[1]), *frames.chain([0, 43], UDP, bytes(16))))),
+    (
+        "another network by extension headers",
+        "isolation",
+        wrap(frames.ipv6(A6, str(THREE.addresses[1]), *frames.chain([0, 43], UDP, bytes(16)))),
+    ),
     ("its own address", "loop", wrap(udp4(dst=A4))),
     ("its own IPv6 address", "loop", wrap(udp6(dst=A6))),
-]  # fmt: skip
+]
 
 PASSED: list[tuple[str, str, bytes]] = [
     ("UDP", "fast", wrap(udp4())),
@@ -184,17 +271,29 @@ PASSED: list[tuple[str, str, bytes]] = [
     ("a link-local source", "miss", wrap(udp6(src=LL))),
     ("a group", "miss", wrap(udp4(dst="224.0.0.251"), dst=b"\1\0\x5e\0\0\xfb")),
     ("the world", "miss", wrap(udp4(dst="192.0.2.1"))),
-    ("a DHCP client", "miss", wrap(udp4(src="0.0.0.0", dst="255.255.255.255", sport=68, dport=67), dst=frames.BROADCAST)),
+    (
+        "a DHCP client",
+        "miss",
+        wrap(udp4(src="0.0.0.0", dst="255.255.255.255", sport=68, dport=67), dst=frames.BROADCAST),
+    ),
     ("DAD", "miss", frames.nd(ONE, "::", GROUP, 135, A6, b"")),
     ("DAD for the link-local", "miss", frames.nd(ONE, "::", GROUP, 135, LL, b"")),
-    ("MLD from ::", "miss", wrap(icmp6(143, bytes(4), src="::", dst="ff02::16", ttl=1), dst=b"\x33\x33\0\0\0\x16")),
+    (
+        "MLD from ::",
+        "miss",
+        wrap(icmp6(143, bytes(4), src="::", dst="ff02::16", ttl=1), dst=b"\x33\x33\0\0\0\x16"),
+    ),
     ("a router solicitation", "miss", frames.nd(ONE, LL, "ff02::2", 133, None, frames.option(1, ONE.mac))),
     ("NA for itself", "miss", frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(2, ONE.mac))),
     ("ARP for the gateway", "answer", frames.arp(ONE, A4, "169.254.1.1")),
     ("an ARP probe for the gateway", "answer", frames.arp(ONE, "0.0.0.0", "169.254.1.1")),
     ("NS for the gateway", "answer", frames.nd(ONE, A6, GROUP, 135, "fe80::1", frames.option(1, ONE.mac))),
-    ("echo to the gateway", "answer", wrap(frames.ipv4(A4, "169.254.1.1", ICMP, frames.icmp(*map(ipaddress.ip_address, (A4, A4)), 8, b"1234ping")))),
-]  # fmt: skip
+    (
+        "echo to the gateway",
+        "answer",
+        wrap(frames.ipv4(A4, "169.254.1.1", ICMP, icmp(A4, A4, 8, b"1234ping"))),
+    ),
+]
 
 
 @pytest.mark.parametrize(("what", "reason", "frame"), REFUSED, ids=[row[0] for row in REFUSED])
@@ -248,7 +347,7 @@ def test_a_translated_flow_and_its_errors_stay_with_the_host(rig: Rig) -> None:
     errors, which quote packets, take the slow path from then on; other flows do not."""
     one, two = rig.topology.ports[:2]
     reply = wrap(udp4(src=B4, dst=A4, sport=53, dport=4000), src=two.mac)
-    error = frames.icmp(*map(ipaddress.ip_address, (B4, A4)), 3, bytes(32), 3)
+    error = icmp(B4, A4, 3, bytes(32), 3)
     error = frames.ethernet(two.mac, two.gateway_mac, IP4, frames.ipv4(B4, A4, ICMP, error))
     assert rig.send(reply, two).verdict == REDIRECT
     assert rig.send(error, two).verdict == REDIRECT
@@ -343,7 +442,7 @@ def test_the_answer_to_an_echo_is_the_request_turned_round(rig: Rig) -> None:
 def test_a_question_that_is_no_whole_one_is_a_miss(rig: Rig) -> None:
     """An echo request without its header, with options or in pieces is left to the host, unchanged."""
     one = rig.topology.ports[0]
-    request = frames.icmp(*map(ipaddress.ip_address, (A4, A4)), 8, b"1234ping")
+    request = icmp(A4, A4, 8, b"1234ping")
     for packet in (
         frames.ipv4(A4, "169.254.1.1", ICMP, request[:7]),
         frames.ipv4(A4, "169.254.1.1", ICMP, request, options=b"\1" * 4),

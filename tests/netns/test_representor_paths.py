@@ -41,15 +41,16 @@ def test_r05_what_the_host_transmits_on_a_representor_is_delivered(
     before = stats(daemon, a).to_port
     with ear(a.ns, "eth0") as at_a:
         inject(stranger.ns, "eth0", udp(stranger, stranger.ip4, a.ip4, b"from a stranger"))
-        inject(daemon.host, a.port.rep_name, spoof)
-        assert at_a.hear(b"R5") == [spoof]
+        inject(daemon.host, a.port.rep_name, *[spoof] * 50)
+        assert at_a.hear(b"R5", 50) == [spoof] * 50
         assert not at_a.hear(b"stranger", timeout=0.1)
 
-    assert dropped(daemon, a) == {}
+    assert not [why for way, why in dropped(daemon, a) if way == "to_port"]
     assert dropped(daemon, stranger)["from_port", "isolation"] == 1
     after = stats(daemon, a).to_port
-    assert after.slow_path.packets - before.slow_path.packets == 1
-    assert after.slow_path.bytes - before.slow_path.bytes == len(spoof)
+    # The host's own neighbour discovery is in it too: a packet or two.
+    assert 50 <= after.slow_path.packets - before.slow_path.packets < 60
+    assert 50 * len(spoof) <= after.slow_path.bytes - before.slow_path.bytes < 60 * len(spoof) + 1000
 
 
 def test_r05_odd_frames_are_delivered_too(daemon: Daemon, sandboxes: SandboxFactory) -> None:
@@ -71,9 +72,8 @@ def behind(host: TestNetns, dev: str, *addresses: str) -> Iterator[str]:
     """Count what a device receives *behind* our program, by destination: a table of the test's own."""
     table = f"pwt_{os.getpid()}"
     rules = "".join(f"  ip daddr {address} counter\n" for address in addresses)
-    script = (
-        f"table netdev {table} {{ chain c {{ type filter hook ingress device {dev} priority 0;\n{rules} }} }}"
-    )
+    hook = f"type filter hook ingress device {dev} priority 0;"
+    script = f"table netdev {table} {{\n chain c {{ {hook}\n{rules} }}\n}}\n"
     host.run(["nft", "-f", "-"], input=script)
     try:
         yield table
@@ -107,22 +107,23 @@ def test_r06_hit_miss_and_deny_are_three_outcomes(
         inject(
             a.ns,
             "eth0",
-            *(udp(a, a.ip4, b.ip4, b"a hit") for _ in range(5)),
-            *(udp(a, a.ip4, WORLD4, b"a miss") for _ in range(7)),
-            *(udp(a, a.ip4, stranger.ip4, b"a deny") for _ in range(9)),
-            *(udp(a, "10.66.6.6", b.ip4, b"a deny") for _ in range(3)),
+            *(udp(a, a.ip4, b.ip4, b"a hit") for _ in range(50)),
+            *(udp(a, a.ip4, WORLD4, b"a miss") for _ in range(70)),
+            *(udp(a, a.ip4, stranger.ip4, b"a deny") for _ in range(90)),
+            *(udp(a, "10.66.6.6", b.ip4, b"a deny") for _ in range(30)),
         )
-        assert len(at_b.hear(b"a hit", 5)) == 5
-        assert len(outside.hear(b"a miss", 7)) == 7
+        assert len(at_b.hear(b"a hit", 50)) == 50
+        assert len(outside.hear(b"a miss", 70)) == 70
         assert not at_stranger.hear(b"a deny", timeout=0.1)
         assert not at_b.hear(b"a deny", timeout=0.1)
         received = _received(daemon.host, table)
 
-    assert received == {b.ip4: 0, WORLD4: 7, stranger.ip4: 0}
-    assert dropped(daemon, a) == {("from_port", "isolation"): 9, ("from_port", "src_ip"): 3}
+    assert received == {b.ip4: 0, WORLD4: 70, stranger.ip4: 0}
+    assert dropped(daemon, a) == {("from_port", "isolation"): 90, ("from_port", "src_ip"): 30}
     after = stats(daemon, a).from_port
-    assert after.slow_path.packets - before.slow_path.packets == 7
-    assert after.total.packets - before.total.packets == 12
+    # Router and multicast listener messages of a young device pass as misses too: a handful.
+    assert 0 <= after.slow_path.packets - before.slow_path.packets - 70 < 20
+    assert 0 <= after.total.packets - before.total.packets - 120 < 20
 
 
 class Follower:

@@ -24,9 +24,14 @@ from portwright.dataplane import values
 from portwright.dataplane.abi import PwCounters, PwState, PwStateFlag
 from portwright.kernel.bpf import Map
 from portwright.model.port import Port
+from tests.dataplane.frames import FRAGMENT_ID
 from tests.dataplane.model import ModelPort, Topology, checksum
 from tests.fix_daemon import Daemon, Sandbox
 from tests.fix_netns import TestNetns
+
+Arrival = tuple[tuple[int, ...], bytes]
+"""What matters of a vnet header, and the frame."""
+Reach = frozenset[tuple[int, int]]
 
 _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
@@ -92,7 +97,7 @@ class Tap:
 class Seen:
     """What one batch of frames led to, by name of the wire, and what was counted meanwhile."""
 
-    arrived: dict[str, list[tuple[tuple[int, ...], bytes]]]
+    arrived: dict[str, list[Arrival]]
     totals: dict[str, tuple[int, int, int, int]]
     """(packets, bytes) from the port and to it."""
     slow: int
@@ -104,7 +109,7 @@ class Seen:
 class Wires:
     """Ports of a running daemon with a tap on each, the world's wire, and the maps of the switch."""
 
-    def __init__(self, daemon: Daemon, world: TestNetns, sandboxes: dict[str, Sandbox]) -> None:
+    def __init__(self, daemon: Daemon, world: TestNetns, sandboxes: dict[str, Sandbox], reach: Reach) -> None:
         """Silence the sandboxes and open everything."""
         self._stack = contextlib.ExitStack()
         self.sandboxes = sandboxes
@@ -112,8 +117,8 @@ class Wires:
         self._daemon, self._host = daemon, daemon.host
         with self._host.entered():
             self.ports = {name: _model(box.port) for name, box in sandboxes.items()}
-        self.topology = Topology(tuple(self.ports.values()), frozenset())
-        for knob in ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"):
+        self.topology = Topology(tuple(self.ports.values()), reach)
+        for knob in ("net.ipv4.icmp_ratemask=0", "net.ipv6.icmp.ratemask="):
             self._host.run(["sysctl", "-qw", knob])
         for box in sandboxes.values():
             box.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"])
@@ -124,10 +129,10 @@ class Wires:
         self.taps["world"] = self._tap(world, "w0")
         self._behind = {name: self._tap(self._host, box.port.rep_name) for name, box in sandboxes.items()}
         self._behind["world"] = self._tap(self._host, "up0")
-        # The uplink's neighbours are dead now, and the host must not ask for them.
-        mac = "02:00:00:00:00:01"
-        self._host.run(["ip", "neigh", "replace", "192.0.2.1", "lladdr", mac, "dev", "up0"])
-        self._host.run(["ip", "neigh", "replace", "2001:db8::1", "lladdr", mac, "dev", "up0"])
+        # The world's stack is dead, and the host must not have to ask for it.
+        for address in ("192.0.2.1", "192.0.2.9", "2001:db8::1", "2001:db8::9"):
+            mac = "02:00:00:00:00:01"
+            self._host.run(["ip", "neigh", "replace", address, "lladdr", mac, "dev", "up0"])
         maps = next(Path(daemon.run_dir, "bpf").glob("*/maps"))
         self.maps = {
             name: self._map(maps / name)
@@ -202,7 +207,7 @@ class Wires:
         came = self.settle()
         after = self.counters()
         noise: dict[str, list[bytes]] = {name: [] for name in came}
-        arrived: dict[str, list[tuple[tuple[int, ...], bytes]]] = {name: [] for name in came}
+        arrived: dict[str, list[Arrival]] = {name: [] for name in came}
         for name, items in came.items():
             for header, frame in items:
                 if _is_noise(frame):
@@ -263,7 +268,21 @@ def _normal(frame: bytes) -> bytes:
         if (frame[23] == 1 and frame[14] == 0x45 and frame[34] in (3, 5, 11, 12)) or frame[18] in RUNS:
             assert checksum(frame[14 : 14 + (frame[14] & 15) * 4]) == 0
             return frame[:18] + b"\0\0" + frame[20:24] + b"\0\0" + frame[26:]
+    for run in RUNS:
+        frame = frame.replace(FRAGMENT_ID[:3] + bytes([run]), FRAGMENT_ID)
     return frame
+
+
+def of_run(frame: bytes, run: int) -> bytes:
+    """The frame as it is sent in run 0 or 1: a fragment of IPv4 or IPv6 says so in its identification."""
+    if frame[12:14] == b"\x08\x00" and len(frame) >= 34 and (frame[20] & 0x3F or frame[21]):
+        head = slice(14, 14 + (frame[14] & 15) * 4)
+        good = checksum(frame[head]) == 0
+        frame = frame[:18] + bytes([RUNS[run], 1]) + frame[20:]
+        if good:
+            check = checksum(frame[14:24] + b"\0\0" + frame[26 : head.stop])
+            frame = frame[:24] + check.to_bytes(2, "big") + frame[26:]
+    return frame.replace(FRAGMENT_ID, FRAGMENT_ID[:3] + bytes([RUNS[run]]))
 
 
 RUNS = (0xF0, 0xF1)
@@ -278,9 +297,9 @@ def _is_noise(frame: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def wired(daemon: Daemon, world: TestNetns, sandboxes: dict[str, Sandbox]) -> Iterator[Wires]:
+def wired(daemon: Daemon, world: TestNetns, sandboxes: dict[str, Sandbox], reach: Reach) -> Iterator[Wires]:
     """As Wires, closed at the end."""
-    made = Wires(daemon, world, sandboxes)
+    made = Wires(daemon, world, sandboxes, reach)
     try:
         yield made
     finally:

@@ -197,8 +197,10 @@ def _reachable(port: Port, *, again: bool = False) -> tuple[Operation, ...]:
 
 
 def _up(port: Port) -> tuple[Operation, ...]:
-    """The representor first: the end that is opened last sends at once, the other one only after the
-    kernel's link watch has seen its carrier (net/core/link_watch.c), and loses what comes before.
+    """The representor first.
+
+    The end that is opened last sends at once, the other one only after the kernel's link watch has seen
+    its carrier (net/core/link_watch.c), and loses what comes before.
     """
     return () if port.admin == "down" else (SetLink(where="host", name=port.rep_name, up=True),)
 

@@ -20,9 +20,9 @@ from portwright.cni.request import CniRequest, from_record, parse
 from portwright.cni.result import Result, ResultInterface, ResultIp, merge_with_prev
 from portwright.model.errors import InvalidInput, NotFound, PortwrightError
 from portwright.model.network import GATEWAY_MAC, Dns, Network
-from portwright.model.port import Owner, Port, PortAddress
-from portwright.node.networks import Networks
+from portwright.model.port import Owner, Port, PortAddress, PortState
 from portwright.node.health import Health
+from portwright.node.networks import Networks
 from portwright.node.ports import Ports, PortSpec, gateway_of
 from portwright.store import Store
 
@@ -36,17 +36,21 @@ class CniHandler:
 
     def __init__(
         self,
+        *,
         store: Store,
         ports: Ports,
         networks: Networks,
         health: Health,
         enter: Callable[[int], contextlib.AbstractContextManager[object]],
+        reached: Callable[[str], None],
     ) -> None:
+        """``enter``: into the namespace of a descriptor. ``reached``: told of places to die (node.faults)."""
         self._store = store
         self._ports = ports
         self._networks = networks
         self._health = health
         self._enter = enter
+        self._reached = reached
 
     async def answer(self, payload: bytes, fds: list[int]) -> bytes:
         """The reply payload for a request payload; never raises for what the caller sent."""
@@ -225,8 +229,23 @@ class CniHandler:
             except PortwrightError as error:
                 log.error("spooled DEL %s failed and stays: %s", path.name, error)
                 continue
+            self._reached("replay:done")
             path.unlink(missing_ok=True)
             done += 1
+        return done
+
+    async def finish(self) -> int:
+        """Ends the ports whose DEL was cut while a foreign IPAM plugin was asked; returns how many.
+
+        What can't be ended now stays, in state deleting, for a later DEL or GC.
+        """
+        done = 0
+        for port in list(self._store.ports(state=PortState.DELETING)):
+            try:
+                await self.remove(port, None)
+                done += 1
+            except PortwrightError as error:
+                log.error("DEL of %s was cut short and can't be finished: %s", port.owner.key(), error)
         return done
 
 

@@ -19,7 +19,6 @@ from portwright.api.request import Request
 from portwright.api.server import Server, passed_listener
 from portwright.cni.handler import CniHandler
 from portwright.daemon.methods import VERSION, Methods
-from portwright.kernel import netns
 from portwright.model.errors import PortwrightError
 from portwright.node.changes import Changes
 from portwright.node.core import Core
@@ -74,11 +73,30 @@ async def _serve(core: Core) -> None:
 
     watch.sync()
     watch.catch_up()
-    cni = CniHandler(core.store, ports, networks, health, netns.entered)
+    cni = CniHandler(
+        store=core.store,
+        ports=ports,
+        networks=networks,
+        health=health,
+        enter=core.entered,
+        reached=core.faults.at,
+    )
+    finished = await cni.finish()
+    if finished:
+        log.info("finished %d DELs that were cut short", finished)
     replayed = await cni.replay(core.paths.spool)
     if replayed:
         log.info("replayed %d spooled DELs", replayed)
-    methods = Methods(core, ports, changes, networks, health, feed, stopping.set, changed)
+    methods = Methods(
+        core=core,
+        ports=ports,
+        changes=changes,
+        networks=networks,
+        health=health,
+        feed=feed,
+        stop=stopping.set,
+        changed=changed,
+    )
 
     async def serve_cni(request: Request) -> bytes:
         if await cni.replay(core.paths.spool):

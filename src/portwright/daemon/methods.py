@@ -33,8 +33,9 @@ VERSION = "0.1.0"
 class Methods:
     """One coroutine a method of the contract."""
 
-    def __init__(  # noqa: PLR0913 - the services it translates for
+    def __init__(
         self,
+        *,
         core: Core,
         ports: Ports,
         changes: Changes,
@@ -60,6 +61,7 @@ class Methods:
     # -- node ------------------------------------------------------------------------------------
 
     async def node_status(self, _params: m.NodeStatusParams, _request: Request) -> m.NodeStatus:
+        """What runs, and what is wrong with it; ``ready`` is false while anything is."""
         states: dict[str, int] = {}
         for port in self._store.ports():
             states[port.state.value] = states.get(port.state.value, 0) + 1
@@ -79,12 +81,14 @@ class Methods:
         )
 
     async def node_stop(self, _params: m.NodeStopParams, _request: Request) -> m.NodeStopping:
+        """Answers, then ends the process; the data path stays in force while there are ports."""
         self._stop()
         return m.NodeStopping(pid=os.getpid())
 
     # -- network ---------------------------------------------------------------------------------
 
     async def network_create(self, params: m.NetworkCreateParams, _request: Request) -> Network:
+        """``subnets`` are range sets of one whole subnet each. Raises Conflict, InvalidInput."""
         pools = (*params.ranges, *((AddressRange(subnet=s),) for s in params.subnets))
         canonical_pools(pools, field="ranges")
         return self._networks.create(
@@ -99,9 +103,11 @@ class Methods:
         )
 
     async def network_list(self, _params: m.NetworkListParams, _request: Request) -> tuple[Network, ...]:
+        """By name."""
         return tuple(sorted(self._store.networks(), key=lambda n: n.name))
 
     async def network_show(self, params: m.NetworkShowParams, _request: Request) -> m.NetworkView:
+        """One network with the usage of each range set; raises NotFound."""
         network = self._store.get_network(params.name)
         usage = tuple(
             m.PoolUsage(
@@ -114,12 +120,14 @@ class Methods:
         return m.NetworkView(network=network, ports=self._store.port_count(params.name), usage=usage)
 
     async def network_delete(self, params: m.NetworkDeleteParams, _request: Request) -> m.NetworkDeleted:
+        """Raises NotFound, and Conflict while it has ports."""
         self._networks.delete(params.name)
         return m.NetworkDeleted(name=params.name)
 
     # -- port ------------------------------------------------------------------------------------
 
     async def port_create(self, params: m.PortCreateParams, request: Request) -> Port | m.Plan:
+        """The port once it passes packets, or with ``dry_run`` the commands that would make it."""
         spec = PortSpec(
             network=self._store.get_network(params.network),
             owner=Owner(kind="name", name=params.name or f"{params.netns}/{params.ifname}"),
@@ -143,6 +151,7 @@ class Methods:
         return port
 
     async def port_list(self, params: m.PortListParams, _request: Request) -> tuple[Port, ...]:
+        """Oldest first; ``label`` is ``key`` or ``key=value``."""
         found = self._store.ports(params.network, params.state)
         if params.label is not None:
             key, equals, value = params.label.partition("=")
@@ -152,9 +161,11 @@ class Methods:
         return tuple(sorted(found, key=lambda p: p.created))
 
     async def port_show(self, params: m.PortShowParams, _request: Request) -> Port:
+        """The record, by id, name or representor; raises NotFound, or Conflict where several fit."""
         return self._store.find_port(params.port)
 
     async def port_link(self, params: m.PortLinkParams, _request: Request) -> m.PortLink:
+        """The three states of R9, each of its own: what we want, what the kernel sees, what is recorded."""
         port = self._store.find_port(params.port)
         link = self._health.link(port)
         return m.PortLink(
@@ -166,12 +177,14 @@ class Methods:
         )
 
     async def port_delete(self, params: m.PortDeleteParams, _request: Request) -> m.PortDeleted:
+        """Once it answers nothing of the port is left but its resting addresses. Raises NotFound."""
         port = self._store.find_port(params.port)
         self._ports.delete(port)
         self._changed()
         return m.PortDeleted(port_id=port.port_id)
 
     async def port_set(self, params: m.PortSetParams, _request: Request) -> Port:
+        """Changes what is given and leaves the rest; a label of None is removed."""
         port = self._store.find_port(params.port)
         limits = None
         if params.limits is not None:
@@ -183,17 +196,20 @@ class Methods:
         return self._changes.set(port, admin=params.admin, limits=limits, mtu=params.mtu, labels=labels)
 
     async def port_plug(self, params: m.PortPlugParams, request: Request) -> Port:
+        """A new device for a detached port, in the namespace of the request's descriptor."""
         port = self._store.find_port(params.port)
         plugged = self._ports.plug(port, request.fds[0], params.netns, params.ifname)
         self._changed()
         return plugged
 
     async def port_unplug(self, params: m.PortUnplugParams, _request: Request) -> Port:
+        """Takes the device away; addresses, limits and counters stay."""
         return self._ports.unplug(self._store.find_port(params.port))
 
     # -- what it carried -------------------------------------------------------------------------
 
     async def stats(self, params: m.StatsParams, _request: Request) -> tuple[m.PortStats, ...]:
+        """Totals since a port was made, over all its devices; oldest port first, or the one named."""
         ports = self._chosen(params.port)
         dropped: dict[tuple[str, str], int] = {}
         for port, direction, _, count in self._drop_counters(ports):
@@ -235,6 +251,7 @@ class Methods:
             yield from counters.drops(switch.maps, ports)
 
     async def drops(self, params: m.DropsParams, _request: Request) -> tuple[m.DropCount, ...]:
+        """One count for each port, direction and reason that has any."""
         return tuple(
             m.DropCount(
                 port_id=port.port_id,
@@ -250,6 +267,7 @@ class Methods:
     async def drops_follow(
         self, params: m.DropsFollowParams, _request: Request
     ) -> AsyncIterator[m.DropEvent]:
+        """Drops as they happen, until the caller goes; ``lost`` counts those left out before each."""
         port_id = self._store.find_port(params.port).port_id if params.port else None
         async for drop in self._feed.follow(port_id):
             yield m.DropEvent(
@@ -266,9 +284,11 @@ class Methods:
     # -- why and doctor --------------------------------------------------------------------------
 
     async def why(self, params: m.WhyParams, _request: Request) -> m.Why:
+        """What the data path would do to a packet, step by step; none is sent. Raises as Explainer.why."""
         return self._explainer.why(params)
 
     async def doctor(self, _params: m.DoctorParams, _request: Request) -> m.Diagnosis:
+        """Every check of this host, the passed ones too, each failed one with a way out."""
         checks = tuple(
             m.Check(name=f.name, ok=f.ok, level=f.level, detail=f.detail, way_out="" if f.ok else f.way_out)  # type: ignore[arg-type]
             for f in self._health.doctor()

@@ -6,7 +6,6 @@ import ipaddress
 from typing import Literal
 
 from portwright.api import methods as m
-from portwright.kernel import netns
 from portwright.model.errors import InvalidInput, NotFound, PortStateError
 from portwright.model.network import GATEWAY_MAC
 from portwright.model.port import Port, PortState
@@ -17,6 +16,8 @@ from portwright.observe.events import rule_of
 
 
 class Explainer:
+    """Asks the data path itself, by BPF_PROG_TEST_RUN on the programs in force: nothing is guessed."""
+
     def __init__(self, core: Core) -> None:
         self._core = core
         self._store = core.store
@@ -56,7 +57,7 @@ class Explainer:
         switch = self._attached(port)
         src = _own_address(port, family)
         frame = _frame(port.mac, GATEWAY_MAC, src, dst, params)
-        with netns.entered(switch.fd):
+        with self._core.entered(switch.fd):
             trace = engine.run(switch.programs["pw_from_port"], switch.maps, frame, port.rep_ifindex)
         steps = [m.WhyStep(step="packet", text=f"{params.proto} {src} > {dst}", detail=_ports(params))]
         steps += [m.WhyStep(step=s.step, text=s.text, detail=s.detail) for s in trace.steps]
@@ -77,7 +78,7 @@ class Explainer:
         else:
             path, delivered = "slow", target.rep_name if target else "host"
             if target is not None:
-                with netns.entered(switch.fd):
+                with self._core.entered(switch.fd):
                     second = engine.run(
                         switch.programs["pw_to_port"],
                         switch.maps,
@@ -93,7 +94,7 @@ class Explainer:
         switch = self._attached(port)
         dst = _own_address(port, family)
         frame = _frame(GATEWAY_MAC, port.mac, src, dst, params)
-        with netns.entered(switch.fd):
+        with self._core.entered(switch.fd):
             trace = engine.run(switch.programs["pw_to_port"], switch.maps, frame, port.rep_ifindex)
         steps = [m.WhyStep(step="packet", text=f"{params.proto} {src} > {dst}", detail=_ports(params))]
         steps.append(

@@ -8,21 +8,29 @@ from typing import NamedTuple
 
 
 class PwAbi(enum.IntEnum):
+    """``enum pw_abi`` of abi.h, without the prefix."""
+
     ABI_VERSION = 1
 
 
 class PwDir(enum.IntEnum):
+    """``enum pw_dir`` of abi.h, without the prefix."""
+
     FROM_PORT = 0
     TO_PORT = 1
 
 
 class PwPortFlag(enum.IntEnum):
+    """``enum pw_port_flag`` of abi.h, without the prefix."""
+
     PF_LIMIT_FROM = 1
     PF_LIMIT_TO = 2
     PF_DOWN = 4
 
 
 class PwReason(enum.IntEnum):
+    """``enum pw_reason`` of abi.h, without the prefix."""
+
     R_NONE = 0
     R_NO_PORT = 1
     R_TRUNCATED = 2
@@ -49,6 +57,8 @@ class PwReason(enum.IntEnum):
 
 
 class PwSlow(enum.IntEnum):
+    """``enum pw_slow`` of abi.h, without the prefix."""
+
     SLOW_NONE = 0
     SLOW_CONFIG = 1
     SLOW_TTL = 2
@@ -62,10 +72,14 @@ class PwSlow(enum.IntEnum):
 
 
 class PwStateFlag(enum.IntEnum):
+    """``enum pw_state_flag`` of abi.h, without the prefix."""
+
     SF_SLOW_ONLY = 1
 
 
 class PwStep(enum.IntEnum):
+    """``enum pw_step`` of abi.h, without the prefix."""
+
     S_NONE = 0
     S_PORT = 1
     S_PARSED = 2
@@ -83,10 +97,14 @@ class PwStep(enum.IntEnum):
 
 
 class PwTcIndex(enum.IntEnum):
+    """``enum pw_tc_index`` of abi.h, without the prefix."""
+
     TC_DIRECT = 28791
 
 
 class PwTraceConst(enum.IntEnum):
+    """``enum pw_trace_const`` of abi.h, without the prefix."""
+
     TRACE_MARK = 1886876281
     TRACE_PRIORITY = 2003335472
     TRACE_STEPS = 16
@@ -104,10 +122,12 @@ class PwBudget(NamedTuple):
     lost: int
 
     def pack(self) -> bytes:
+        """Its 16 bytes, as C lays them out."""
         return _pw_budget.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwBudget:
+        """The inverse of ``pack``; ``struct.error`` unless of 16 bytes."""
         return cls._make(_pw_budget.unpack(data))
 
 
@@ -122,10 +142,12 @@ class PwCounter(NamedTuple):
     octets: int
 
     def pack(self) -> bytes:
+        """Its 16 bytes, as C lays them out."""
         return _pw_counter.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwCounter:
+        """The inverse of ``pack``; ``struct.error`` unless of 16 bytes."""
         return cls._make(_pw_counter.unpack(data))
 
 
@@ -146,10 +168,12 @@ class PwCounters(NamedTuple):
     to_slow_octets: int
 
     def pack(self) -> bytes:
+        """Its 64 bytes, as C lays them out."""
         return _pw_counters.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwCounters:
+        """The inverse of ``pack``; ``struct.error`` unless of 64 bytes."""
         return cls._make(_pw_counters.unpack(data))
 
 
@@ -165,10 +189,12 @@ class PwDropKey(NamedTuple):
     reason: int
 
     def pack(self) -> bytes:
+        """Its 16 bytes, as C lays them out."""
         return _pw_drop_key.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwDropKey:
+        """The inverse of ``pack``; ``struct.error`` unless of 16 bytes."""
         return cls._make(_pw_drop_key.unpack(data))
 
 
@@ -197,10 +223,12 @@ class PwEvent(NamedTuple):
     other_net: int
 
     def pack(self) -> bytes:
+        """Its 88 bytes, as C lays them out."""
         return _pw_event.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwEvent:
+        """The inverse of ``pack``; ``struct.error`` unless of 88 bytes."""
         return cls._make(_pw_event.unpack(data))
 
 
@@ -218,10 +246,12 @@ class PwFlow(NamedTuple):
     proto: int
 
     def pack(self) -> bytes:
+        """Its 40 bytes, as C lays them out."""
         return _pw_flow.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwFlow:
+        """The inverse of ``pack``; ``struct.error`` unless of 40 bytes."""
         return cls._make(_pw_flow.unpack(data))
 
 
@@ -236,10 +266,12 @@ class PwLimitKey(NamedTuple):
     dir: int
 
     def pack(self) -> bytes:
+        """Its 16 bytes, as C lays them out."""
         return _pw_limit_key.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwLimitKey:
+        """The inverse of ``pack``; ``struct.error`` unless of 16 bytes."""
         return cls._make(_pw_limit_key.unpack(data))
 
 
@@ -256,10 +288,12 @@ class PwLimitSpec(NamedTuple):
     last_ns: int
 
     def pack(self) -> bytes:
+        """Its 32 bytes, as C lays them out."""
         return _pw_limit_spec.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwLimitSpec:
+        """The inverse of ``pack``; ``struct.error`` unless of 32 bytes."""
         return cls._make(_pw_limit_spec.unpack(data))
 
 
@@ -284,10 +318,12 @@ class PwPort(NamedTuple):
     gateway6: bytes
 
     def pack(self) -> bytes:
+        """Its 120 bytes, as C lays them out."""
         return _pw_port.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwPort:
+        """The inverse of ``pack``; ``struct.error`` unless of 120 bytes."""
         return cls._make(_pw_port.unpack(data))
 
 
@@ -302,10 +338,12 @@ class PwReachKey(NamedTuple):
     to_net: int
 
     def pack(self) -> bytes:
+        """Its 8 bytes, as C lays them out."""
         return _pw_reach_key.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwReachKey:
+        """The inverse of ``pack``; ``struct.error`` unless of 8 bytes."""
         return cls._make(_pw_reach_key.unpack(data))
 
 
@@ -321,10 +359,12 @@ class PwState(NamedTuple):
     slow_flows: int
 
     def pack(self) -> bytes:
+        """Its 16 bytes, as C lays them out."""
         return _pw_state.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwState:
+        """The inverse of ``pack``; ``struct.error`` unless of 16 bytes."""
         return cls._make(_pw_state.unpack(data))
 
 
@@ -345,10 +385,12 @@ class PwTarget(NamedTuple):
     gateway_mac: bytes
 
     def pack(self) -> bytes:
+        """Its 48 bytes, as C lays them out."""
         return _pw_target.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwTarget:
+        """The inverse of ``pack``; ``struct.error`` unless of 48 bytes."""
         return cls._make(_pw_target.unpack(data))
 
 
@@ -363,10 +405,12 @@ class PwTrace(NamedTuple):
     steps: bytes
 
     def pack(self) -> bytes:
+        """Its 196 bytes, as C lays them out."""
         return _pw_trace.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwTrace:
+        """The inverse of ``pack``; ``struct.error`` unless of 196 bytes."""
         return cls._make(_pw_trace.unpack(data))
 
 
@@ -382,10 +426,12 @@ class PwTraceStep(NamedTuple):
     b: int
 
     def pack(self) -> bytes:
+        """Its 12 bytes, as C lays them out."""
         return _pw_trace_step.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwTraceStep:
+        """The inverse of ``pack``; ``struct.error`` unless of 12 bytes."""
         return cls._make(_pw_trace_step.unpack(data))
 
 

@@ -7,7 +7,7 @@
 #include "packet.h"
 
 /* At most this many events a reason, a CPU and a window; the rest is counted. */
-#define PW_EVENT_BURST 64
+#define PW_EVENT_BURST	   64
 #define PW_EVENT_WINDOW_NS 100000000ULL
 
 PW_INLINE bool pw_traced(struct __sk_buff *skb)
@@ -153,7 +153,6 @@ __noinline int pw_drop(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_
 	return TC_ACT_SHOT;
 }
 
-#define PW_DROP(skb, pkt, port_id, dir, reason) \
-	pw_drop(skb, pkt, port_id, (dir) << 8 | (reason), 0)
+#define PW_DROP(skb, pkt, port_id, dir, reason) pw_drop(skb, pkt, port_id, (dir) << 8 | (reason), 0)
 
 #endif

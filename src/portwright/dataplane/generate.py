@@ -26,8 +26,8 @@ class Btf:
     """The types of one object, by id."""
 
     def __init__(self, path: Path) -> None:
-        out = subprocess.run(  # noqa: S603 - a fixed command on our own file
-            ["bpftool", "-j", "btf", "dump", "file", str(path)],  # noqa: S607 - found on root's PATH
+        out = subprocess.run(
+            ["bpftool", "-j", "btf", "dump", "file", str(path)],
             check=True,
             capture_output=True,
         ).stdout
@@ -41,6 +41,7 @@ class Btf:
         return kind
 
     def size(self, type_id: int) -> int:
+        """Bytes of a type; of an array, all its elements."""
         kind = self.strip(type_id)
         if kind["kind"] == "ARRAY":
             return int(kind["nr_elems"]) * self.size(kind["type_id"])
@@ -66,6 +67,7 @@ class Btf:
 
 
 def camel(name: str) -> str:
+    """``pw_drop_key`` -> ``PwDropKey``."""
     return "".join(part.capitalize() for part in name.split("_"))
 
 
@@ -86,6 +88,7 @@ def render(btf: Btf, header: str) -> str:
         if f"enum {kind['name']} {{" not in header:
             continue
         lines += ["", f"class {camel(kind['name'])}(enum.IntEnum):"]
+        lines += [f'    """``enum {kind["name"]}`` of abi.h, without the prefix."""', ""]
         lines += [f"    {v['name'].removeprefix('PW_')} = {v['val']}" for v in kind["values"]]
         lines.append("")
     structs = [t for t in btf.types.values() if t["kind"] == "STRUCT" and t["name"].startswith("pw_")]
@@ -103,8 +106,14 @@ def render(btf: Btf, header: str) -> str:
         lines += [f"assert _{kind['name']}.size == {kind['size']}  # noqa: S101 - the generator's own check"]
         lines += ["", "", f"class {cls}(NamedTuple):", f'    """``struct {kind["name"]}`` of abi.h."""', ""]
         lines += [f"    {n}: {t}" for n, t in named]
-        lines += ["", "    def pack(self) -> bytes:", f"        return _{kind['name']}.pack(*self)", ""]
+        lines += [
+            "",
+            "    def pack(self) -> bytes:",
+            f'        """Its {kind["size"]} bytes, as C lays them out."""',
+        ]
+        lines += [f"        return _{kind['name']}.pack(*self)", ""]
         lines += ["    @classmethod", f"    def unpack(cls, data: bytes) -> {cls}:"]
+        lines += [f'        """The inverse of ``pack``; ``struct.error`` unless of {kind["size"]} bytes."""']
         lines += [f"        return cls._make(_{kind['name']}.unpack(data))", ""]
     sizes = {
         camel(k["name"]): k["size"]
@@ -115,12 +124,7 @@ def render(btf: Btf, header: str) -> str:
     lines += ["SIZES: dict[str, int] = {"]
     lines += [f'    "{name}": {size},' for name, size in sorted(sizes.items())]
     lines += ["}"]
-    return (
-        "\n".join(line for line in lines).replace(
-            "from typing import NamedTuple", "from typing import NamedTuple"
-        )
-        + "\n"
-    )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

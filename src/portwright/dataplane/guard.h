@@ -10,9 +10,9 @@
 #include "count.h"
 
 /* <linux/if_arp.h> would pull in libc's headers. RFC 826, IANA arp-parameters. */
-#define ARPHRD_ETHER 1
+#define ARPHRD_ETHER  1
 #define ARPOP_REQUEST 1
-#define ARPOP_REPLY 2
+#define ARPOP_REPLY   2
 
 #define PW_DHCP4_SERVER 67
 #define PW_DHCP4_CLIENT 68
@@ -139,8 +139,8 @@ __noinline int pw_guard_nd(struct __sk_buff *skb, const struct pw_port *port, st
 	if (pkt->l4_off + sizeof(nd) > end || bpf_skb_load_bytes(skb, pkt->l4_off, &nd, sizeof(nd)))
 		return PW_R_TRUNCATED;
 	/* What it advertises, or probes for by DAD, must be its own. */
-	if ((pkt->icmp_type == 136 || unspecified) && !pw_addr_equal(&nd.target, &port->link_local) &&
-	    !pw_owns(port, &nd.target))
+	if ((pkt->icmp_type == 136 || unspecified) &&
+	    !pw_addr_equal(&nd.target, &port->link_local) && !pw_owns(port, &nd.target))
 		return PW_R_ND_SPOOF;
 	return pw_guard_nd_options(skb, port, pkt->l4_off + sizeof(nd), end);
 }
@@ -201,7 +201,8 @@ PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, str
 		if (v4) {
 			/* A DHCP client that has no address yet (RFC 2131, 4.1). */
 			if (pkt->saddr.be[3] == 0 && pkt->daddr.be[3] == 0xffffffff &&
-			    pkt->proto == IPPROTO_UDP && pkt->be_sport == bpf_htons(PW_DHCP4_CLIENT) &&
+			    pkt->proto == IPPROTO_UDP &&
+			    pkt->be_sport == bpf_htons(PW_DHCP4_CLIENT) &&
 			    pkt->be_dport == bpf_htons(PW_DHCP4_SERVER))
 				return 0;
 			return PW_R_SRC_IP;

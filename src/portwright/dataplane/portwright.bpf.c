@@ -117,8 +117,8 @@ PW_INLINE int pw_forward(struct __sk_buff *skb, const struct pw_packet *pkt,
 	} else {
 		__u8 hop_limit = pkt->ttl - 1;
 
-		bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &hop_limit, 1,
-				    BPF_F_RECOMPUTE_CSUM);
+		bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &hop_limit,
+				    1, BPF_F_RECOMPUTE_CSUM);
 	}
 	return bpf_redirect_peer(ifindex, 0);
 }

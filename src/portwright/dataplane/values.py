@@ -28,10 +28,12 @@ def address_text(raw: bytes) -> str:
 
 
 def mac(text: str) -> bytes:
+    """The six bytes of ``02:00:00:00:00:01``; ValueError for other than hexadecimal digits and colons."""
     return bytes.fromhex(text.replace(":", ""))
 
 
 def mac_text(raw: bytes) -> str:
+    """The inverse of ``mac``."""
     return raw.hex(":")
 
 

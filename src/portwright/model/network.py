@@ -39,6 +39,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Dns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a runtime writes to resolv.conf; the shape of CNI's ``dns``. Portwright passes it on."""
+
     nameservers: tuple[str, ...] = ()
     domain: str = ""
     search: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import msgspec
 from portwright.model.network import Dns, Route
 
 
-class PortState(str, enum.Enum):
+class PortState(enum.StrEnum):
     """creating -> attached <-> detached -> deleting -> (gone)."""
 
     CREATING = "creating"

@@ -26,7 +26,6 @@ from portwright.node.faults import Faults
 from portwright.node.switch import DIRECTIONS, Switch
 from portwright.plan import operations as op
 
-
 #: Seconds within which a link with a carrier must transmit, and between two looks.
 _LINK_WITHIN, _LOOK_AGAIN = 2.0, 0.0002
 
@@ -126,7 +125,7 @@ class Applier:
 
     # -- one operation ---------------------------------------------------------------------------
 
-    def _do(self, operation: op.Operation) -> None:  # noqa: PLR0912 - one line an operation
+    def _do(self, operation: op.Operation) -> None:
         match operation:
             case op.CreateVeth():
                 self._create_veth(operation)

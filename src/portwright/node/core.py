@@ -10,10 +10,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
+from portwright.dataplane.abi import PwReachKey
 from portwright.kernel import netns, rtnl, sysctl
 from portwright.kernel.bpf import is_bpffs, mount_bpffs, umount_bpffs
-from portwright.dataplane.abi import PwReachKey
 from portwright.model.errors import InvalidInput, KernelFailed
 from portwright.model.network import Network
 from portwright.model.port import NetnsRef, Port
@@ -79,6 +80,10 @@ class Core:
 
     # -- switches --------------------------------------------------------------------------------
 
+    def entered(self, fd: int) -> contextlib.AbstractContextManager[None]:
+        """This thread in the namespace behind ``fd``, and back at the end; for layers above the kernel's."""
+        return netns.entered(fd)
+
     def ref(self, fd: int, path: str) -> NetnsRef:
         """Identifies a namespace beyond its path."""
         if not netns.is_netns(fd):
@@ -91,11 +96,9 @@ class Core:
         cookie = self.own_cookie if fd is None else netns.cookie(fd)
         switch = self.switches.get(cookie)
         if switch is None:
-            path = "" if cookie == self.own_cookie else os.readlink(f"/proc/self/fd/{source}")
+            path = "" if cookie == self.own_cookie else str(Path(f"/proc/self/fd/{source}").readlink())
             ref = NetnsRef(path=path, cookie=cookie, boot_id=self.boot_id)
-            switch = Switch.open(
-                ref, os.dup(source), self.paths.bpf, self.paths.instance, self.faults
-            )
+            switch = Switch.open(ref, os.dup(source), self.paths.bpf, self.paths.instance, self.faults)
             self.switches[cookie] = switch
             self._write_reach(switch)
         return switch
@@ -156,7 +159,8 @@ class Core:
 
     def remembered(self) -> set[int]:
         """The cookies of namespaces of which something of ours is pinned or recorded."""
-        names = [path.name for path in self.paths.bpf.iterdir()]
+        # A bpffs also has files of the kernel's own: maps.debug, progs.debug (kernel/bpf/inode.c).
+        names = [path.name for path in self.paths.bpf.iterdir() if path.is_dir()]
         names += [thing.name.partition(":")[0] for thing in self.store.owned("sysctl")]
         return {int(name, 16) for name in names}
 

@@ -34,6 +34,7 @@ class DropFeed:
             self._loop.add_reader(ring.epoll_fd, self._ready, cookie)
 
     def close(self) -> None:
+        """Stops reading; the kernel goes on to fill the rings."""
         for cookie in list(self._rings):
             self._stop(cookie)
 

@@ -37,6 +37,8 @@ class Finding(NamedTuple):
 
 
 class Health:
+    """Compares the record with the kernel and changes neither."""
+
     def __init__(self, core: Core) -> None:
         self._core = core
         self._store = core.store
@@ -254,6 +256,7 @@ class Health:
         return findings
 
     def features(self) -> list[features.Feature]:
+        """What this kernel can do for us; probed once, then remembered."""
         return features.all()
 
     def _read(self, path: str) -> str:

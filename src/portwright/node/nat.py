@@ -87,7 +87,7 @@ def others(switch: Switch) -> list[str]:
 
 
 def repair(switch: Switch, publications: Iterable[publish.Publication]) -> bool:
-    """Makes the mappings in the kernel those of the record, in one transaction; tells whether they differed."""
+    """Makes the mappings in the kernel those of the record, atomically; tells whether they differed."""
     observed = switch.nft.list_table("inet", nat.table_name(switch.instance)) or []
     publications = tuple(publications)
     script = nat.stale_elements(switch.instance, publications, observed)
@@ -95,9 +95,7 @@ def repair(switch: Switch, publications: Iterable[publish.Publication]) -> bool:
     for one in publications:
         if publish.missing(publish.elements(one.mappings, one.addresses), there):
             script += nat.port_elements_delete(switch.instance, one.mappings, one.addresses)
-            script += nat.port_elements_add(
-                switch.instance, one.mappings, one.addresses, holder=one.holder
-            )
+            script += nat.port_elements_add(switch.instance, one.mappings, one.addresses, holder=one.holder)
     switch.nft.run(script)
     return bool(script)
 

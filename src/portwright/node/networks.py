@@ -16,15 +16,24 @@ class NetworkConf(Protocol):
     """What a CNI configuration says of its network (``cni.config.NetConf``)."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of the configuration: part of an attachment's key."""
+
     @property
-    def network(self) -> str: ...
+    def network(self) -> str:
+        """Of the network that it joins; the configuration's own name unless it says otherwise."""
+
     @property
-    def ipam(self) -> object | None: ...
-    def as_network(self, net_id: int) -> Network: ...
+    def ipam(self) -> object | None:
+        """None where the configuration leaves the addresses to the network."""
+
+    def as_network(self, net_id: int) -> Network:
+        """The network that the configuration describes, under that number."""
 
 
 class Networks:
+    """The networks of the record, and what each switch knows of them."""
+
     def __init__(self, core: Core) -> None:
         self._core = core
         self._store = core.store

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from portwright.model.errors import Conflict, InvalidInput, NotSupported, PortSt
 from portwright.model.network import GATEWAY4, GATEWAY6, AddressRange, Dns, Network, Route
 from portwright.model.port import (
     Limits,
+    NetnsRef,
     Owner,
     Port,
     PortAddress,
@@ -140,6 +140,13 @@ class Ports:
             raise NotSupported(spec.model, "attachment", f"this release attaches with {veth.MODEL!r}")
         sandbox = self._core.ref(sandbox_fd, spec.netns)
         switch = self._core.switch_for(host_fd)
+        try:
+            return switch, self._judged(spec, switch, sandbox)
+        except BaseException:
+            self._core.drop_idle_switch(switch)
+            raise
+
+    def _judged(self, spec: PortSpec, switch: Switch, sandbox: NetnsRef) -> Port:
         if sandbox.cookie == switch.ref.cookie:
             raise InvalidInput("netns", spec.netns, "is the host's own namespace, not a sandbox's")
         uplink = self._core.uplink_mtu(switch)
@@ -147,7 +154,7 @@ class Ports:
         if not veth.MIN_MTU <= mtu <= veth.MAX_MTU:
             raise InvalidInput("mtu", mtu, f"must be {veth.MIN_MTU} to {veth.MAX_MTU}")
         port_id = secrets.token_hex(8)
-        return switch, Port(
+        return Port(
             port_id=port_id,
             network=spec.network.name,
             net_id=spec.network.net_id,
@@ -200,12 +207,8 @@ class Ports:
         wanted = {ipaddress.ip_network(r.dst, strict=False).version for r in routes}
         for version in sorted({ipaddress.ip_address(a.address).version for a in port.addresses}):
             default = "0.0.0.0/0" if version == 4 else "::/0"
-            if version in wanted:
-                subnets = _subnets(spec, version)
-            elif default in present:
-                subnets = _subnets(spec, version)
-            else:
-                subnets = [default]
+            served = version in wanted or default in present
+            subnets = _subnets(spec, version) if served else [default]
             mine = {r.dst for r in routes}
             routes += [Route(dst=dst) for dst in subnets if dst not in present and dst not in mine]
         return msgspec.structs.replace(port, routes=tuple(routes))

@@ -88,7 +88,7 @@ class Switch:
 
     @property
     def nft(self) -> Nft:
-        """nftables of this namespace; the context is made at first use."""
+        """The nftables of this namespace; the context is made at first use."""
         if self._nft is None:
             self._nft = Nft(self.fd)
         return self._nft
@@ -165,6 +165,7 @@ class Switch:
     # -- programs on a representor ---------------------------------------------------------------
 
     def link_pin(self, port_id: str, direction: str) -> Path:
+        """Where a TCX link of the port is pinned, or would be."""
         return self.pins / "links" / f"{port_id}_{direction}"
 
     def attach(self, port_id: str, ifindex: int, direction: Direction, how: str) -> None:
@@ -186,7 +187,7 @@ class Switch:
         self.link_pin(port_id, direction).unlink(missing_ok=True)
 
     def attached(self, port_id: str, ifindex: int, direction: Direction) -> bool:
-        """Is our current program on this device?"""
+        """Whether our current program is on this device."""
         program = self.programs[PROGRAMS[direction]]
         pin = self.link_pin(port_id, direction)
         if not pin.exists():
@@ -234,6 +235,7 @@ class Switch:
             counters.update_percpu(key, [bytes(SIZES["PwCounters"])] * possible_cpus())
 
     def forget_counters(self, port_id: str) -> None:
+        """Removes the counters and drop counts of a port; those of others stay."""
         self.maps["pw_counters"].delete(values.port_key(port_id))
         drops = self.maps["pw_drops"]
         for key in values.drop_keys(port_id):
@@ -276,7 +278,7 @@ class Switch:
 
 
 def attach_mode(wanted: str = "") -> str:
-    """``tcx`` or ``clsact``: as wanted, else ``PORTWRIGHT_ATTACH``, else clsact (docs/design.md, "Attaching").
+    """``tcx`` or ``clsact``: as wanted, else ``PORTWRIGHT_ATTACH``, else clsact (docs/design.md, Attaching).
 
     Raises InvalidInput for another word, KernelTooOld if ``tcx`` is asked for and not there.
     """

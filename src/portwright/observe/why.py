@@ -54,7 +54,7 @@ class Trace(NamedTuple):
     slow: str
 
 
-def packet(  # noqa: PLR0913 - the fields of a packet
+def packet(
     *,
     src_mac: str,
     dst_mac: str,

@@ -41,9 +41,11 @@ class CreateVeth(_Operation, frozen=True, kw_only=True):
     alias: str
 
     def inverse(self) -> Operation:
+        """Deletes the representor; the device goes with it."""
         return DeleteLink(rep=self.rep)
 
     def render(self) -> str:
+        """``ip link add``, both ends in one."""
         return (
             f"ip link add {self.rep} address {self.gateway_mac} mtu {self.mtu} alias {self.alias!r} "
             f"type veth peer name {self.ifname} address {self.mac} mtu {self.mtu} netns {self.sandbox}"
@@ -51,9 +53,12 @@ class CreateVeth(_Operation, frozen=True, kw_only=True):
 
 
 class DeleteLink(_Operation, frozen=True, kw_only=True):
+    """Deletes the representor, and so the pair, if it is ours; another's link of the name stays."""
+
     rep: str
 
     def render(self) -> str:
+        """``ip link delete``."""
         return f"ip link delete {self.rep}"
 
 
@@ -64,6 +69,7 @@ class NameLink(_Operation, frozen=True, kw_only=True):
     altnames: tuple[str, ...]
 
     def render(self) -> str:
+        """``ip link property add``, and ``addrgenmode none``."""
         names = "".join(f" altname {name}" for name in self.altnames)
         return f"ip link property add dev {self.rep}{names}; ip link set {self.rep} addrgenmode none"
 
@@ -76,6 +82,7 @@ class SetSysctl(_Operation, frozen=True, kw_only=True):
     value: str
 
     def render(self) -> str:
+        """``sysctl -w``, with dots for slashes."""
         return f"{_in(self.where)}sysctl -w {self.path.replace('/', '.')}={self.value}"
 
 
@@ -88,6 +95,7 @@ class SetLink(_Operation, frozen=True, kw_only=True):
     mtu: int | None = None
 
     def render(self) -> str:
+        """``ip link set``, with what changes."""
         words = [f"{_in(self.where)}ip link set {self.name}"]
         if self.mtu is not None:
             words.append(f"mtu {self.mtu}")
@@ -102,19 +110,26 @@ class AwaitLink(_Operation, frozen=True, kw_only=True):
     rep: str
 
     def render(self) -> str:
+        """A loop on ``ip link show``."""
         return f"until ip -o link show {self.rep} | grep -q 'state UP'; do :; done"
 
 
 class AddAddress(_Operation, frozen=True, kw_only=True):
+    """An address of the device ``name``, without duplicate address detection: the record has no other."""
+
     name: str
     address: str  # with prefix length
 
     def render(self) -> str:
+        """``ip address add``."""
         return f"{_in('sandbox')}ip address add {self.address} dev {self.name} nodad"
 
 
 class AddRoute(_Operation, frozen=True, kw_only=True):
-    """``shared``: another port of the sandbox may have made the same route; it then stays that one's."""
+    """Goes with its device.
+
+    ``shared``: another port of the sandbox may have made the same route; it then stays that one's.
+    """
 
     where: str
     dev: str
@@ -123,10 +138,8 @@ class AddRoute(_Operation, frozen=True, kw_only=True):
     kind: str = "unicast"
     shared: bool = False
 
-    def inverse(self) -> Operation | None:
-        return None  # goes with the device
-
     def render(self) -> str:
+        """``ip route add``, with what the route says."""
         r = self.route
         kind = "" if self.kind == "unicast" else f"{self.kind} "
         words = [f"{_in(self.where)}ip route add {kind}{r.dst}"]
@@ -150,13 +163,17 @@ class AddRoute(_Operation, frozen=True, kw_only=True):
 
 
 class AddNeighbour(_Operation, frozen=True, kw_only=True):
+    """A permanent neighbour: nobody asks for it by ARP or ND. Goes with its device."""
+
     where: str
     dev: str
     address: str
     mac: str
 
     def render(self) -> str:
-        return f"{_in(self.where)}ip neighbour replace {self.address} lladdr {self.mac} dev {self.dev} nud permanent"
+        """``ip neighbour replace``."""
+        entry = f"{self.address} lladdr {self.mac} dev {self.dev} nud permanent"
+        return f"{_in(self.where)}ip neighbour replace {entry}"
 
 
 class AttachProgram(_Operation, frozen=True, kw_only=True):
@@ -168,9 +185,11 @@ class AttachProgram(_Operation, frozen=True, kw_only=True):
     how: str = "clsact"
 
     def inverse(self) -> Operation:
+        """Detaches it."""
         return DetachProgram(port_id=self.port_id, direction=self.direction)
 
     def render(self) -> str:
+        """``tc filter add`` or ``bpftool net attach``, by ``how``."""
         program = "pw_from_port" if self.direction == "ingress" else "pw_to_port"
         if self.how == "clsact":
             return f"tc filter add dev {self.rep} {self.direction} bpf da pinned progs/{program}"
@@ -178,10 +197,13 @@ class AttachProgram(_Operation, frozen=True, kw_only=True):
 
 
 class DetachProgram(_Operation, frozen=True, kw_only=True):
+    """Removes the pin of a TCX link; a clsact filter went with its device."""
+
     port_id: str
     direction: str
 
     def render(self) -> str:
+        """``rm`` of the pin."""
         return f"rm links/{self.port_id}_{self.direction}"
 
 
@@ -200,10 +222,13 @@ class PutPort(_Operation, frozen=True, kw_only=True):
     limits: Limits
 
     def inverse(self) -> Operation:
+        """Takes the entry away; counters that were made stay until ``ForgetPort``."""
         return RemovePort(rep=self.rep, port_id=self.port_id)
 
     def render(self) -> str:
-        return f"bpftool map update name pw_ports key ifindex({self.rep}) value port {self.port_id} net {self.net_id}"
+        """``bpftool map update``; the value in words."""
+        value = f"port {self.port_id} net {self.net_id}"
+        return f"bpftool map update name pw_ports key ifindex({self.rep}) value {value}"
 
 
 class RemovePort(_Operation, frozen=True, kw_only=True):
@@ -217,6 +242,7 @@ class RemovePort(_Operation, frozen=True, kw_only=True):
     ifindex: int = 0
 
     def render(self) -> str:
+        """``bpftool map delete``."""
         return f"bpftool map delete name pw_ports key ifindex({self.rep})"
 
 
@@ -226,6 +252,7 @@ class ForgetPort(_Operation, frozen=True, kw_only=True):
     port_id: str
 
     def render(self) -> str:
+        """``bpftool map delete``."""
         return f"bpftool map delete name pw_counters key {self.port_id}"
 
 
@@ -244,17 +271,22 @@ class PutTargets(_Operation, frozen=True, kw_only=True):
     down: bool = False  # the link is disabled: packets for it are dropped, with that reason
 
     def inverse(self) -> Operation:
+        """Takes the addresses away."""
         return RemoveTargets(port_id=self.port_id, addresses=self.addresses)
 
     def render(self) -> str:
+        """``bpftool map update``; one for all addresses."""
         return f"bpftool map update name pw_addrs key {','.join(self.addresses)} value port {self.port_id}"
 
 
 class RemoveTargets(_Operation, frozen=True, kw_only=True):
+    """Takes the addresses off the fast path where they are the port's; another's entries stay."""
+
     port_id: str
     addresses: tuple[str, ...]
 
     def render(self) -> str:
+        """``bpftool map delete``; one for all addresses."""
         return f"bpftool map delete name pw_addrs key {','.join(self.addresses)}"
 
 
@@ -266,9 +298,11 @@ class PublishPorts(_Operation, frozen=True, kw_only=True):
     addresses: tuple[PortAddress, ...]
 
     def inverse(self) -> Operation:
+        """Takes the elements away."""
         return UnpublishPorts(port_id=self.port_id, mappings=self.mappings, addresses=self.addresses)
 
     def render(self) -> str:
+        """``nft create element``; one for all mappings."""
         each = ", ".join(
             f"{m.protocol} {m.host_ip or '*'}:{m.host_port} -> {m.container_port}" for m in self.mappings
         )
@@ -276,11 +310,14 @@ class PublishPorts(_Operation, frozen=True, kw_only=True):
 
 
 class UnpublishPorts(_Operation, frozen=True, kw_only=True):
+    """Takes the elements of the mappings away, and the conntrack entries that they made."""
+
     port_id: str
     mappings: tuple[PortMapping, ...]
     addresses: tuple[PortAddress, ...]
 
     def render(self) -> str:
+        """``nft delete element``; one for all mappings."""
         each = ", ".join(f"{m.protocol} {m.host_ip or '*'}:{m.host_port}" for m in self.mappings)
         return f"nft delete element inet portwright dnat {{ {each} }}"
 

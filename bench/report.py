@@ -1,0 +1,119 @@
+"""The result of a run: as JSON, for a terminal, and as docs/performance.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.figures import Goal, Part, Series
+from bench.lab import OURS, spinning
+
+DOC = Path(__file__).parents[1] / "docs" / "performance.md"
+_NOTES = Path(__file__).with_name("notes.md")
+
+
+class Report(msgspec.Struct):
+    """Where, when, what."""
+
+    machine: dict[str, str]
+    begun: float
+    parts: list[Part]
+    seconds: float = 0
+
+    @property
+    def goals(self) -> list[Goal]:
+        """Of all parts."""
+        return [goal for part in self.parts for goal in part.goals]
+
+    def as_json(self) -> dict[str, Any]:
+        """``goals`` (name, met, figure) and ``parts`` with every sample."""
+        return {
+            "machine": self.machine,
+            "begun": self.begun,
+            "seconds": round(self.seconds, 1),
+            "goals": self.goals,
+            "parts": self.parts,
+        }
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return {
+        "kernel": platform.release(),
+        "cpu": f"{os.cpu_count()} x {model}",
+        "load before": spinning(),
+    }
+
+
+def text(report: Report) -> str:
+    """For a terminal."""
+    lines = [f"{key}: {value}" for key, value in report.machine.items()]
+    for part in report.parts:
+        for series in part.series:
+            lines += ["", f"{series.name} ({series.unit})"]
+            for name in series.samples:
+                against = ""
+                if name != OURS and OURS in series.samples:
+                    against = f"   {OURS} is {series.ratio(OURS, name)} of it"
+                lines.append(f"  {name:18} {series.spread(name)!s:32}{against}")
+        lines += ["", *(f"{key}: {value}" for key, value in part.facts.items())] if part.facts else []
+    lines += [""]
+    lines += [f"{'MET   ' if goal.met else 'MISSED'} {goal.name}: {goal.figure}" for goal in report.goals]
+    lines += [f"({report.seconds:.0f} s)", ""]
+    return "\n".join(lines)
+
+
+def document(report: Report) -> str:
+    """docs/performance.md: goals, every figure with its command, and the notes of bench/notes.md."""
+    when = time.strftime("%Y-%m-%d", time.gmtime(report.begun))
+    lines = [
+        "# Performance",
+        "",
+        "<!-- Written by `make bench`. The words below the figures are bench/notes.md: change them there. -->",
+        "",
+        f"Measured {when} by `make bench` in {report.seconds:.0f} s, all contenders side by side, in turn,",
+        "in one run. Figures are medians with quartiles in brackets; a ratio is the median of the rounds' ratios.",
+        "Absolute figures are this machine's: two virtual CPUs, noisy. The ratios are what carries over.",
+        "",
+        *(f"- {key}: {value}" for key, value in report.machine.items()),
+        "",
+        "## Goals",
+        "",
+        "| goal | figure | |",
+        "|---|---|---|",
+        *(f"| {g.name} | {g.figure} | {'met' if g.met else '**missed**'} |" for g in report.goals),
+        "",
+    ]
+    for part in report.parts:
+        lines += [f"## {part.name}", "", f"`python -m bench {part.name}`", ""]
+        for series in part.series:
+            lines += _table(series)
+        for key, value in part.facts.items():
+            lines.append(f"- {key}: {value}")
+        if part.facts:
+            lines.append("")
+    return "\n".join(lines) + "\n" + _NOTES.read_text()
+
+
+def _table(series: Series) -> list[str]:
+    first = next(iter(series.samples))
+    lines = [f"**{series.name}**, {series.unit} ({series.better} is better): {series.what}.", ""]
+    base = OURS if OURS in series.samples else first
+    lines += [f"| contender | {series.unit} | {base} to it |", "|---|---|---|"]
+    for name in series.samples:
+        ratio = "" if name == base else str(series.ratio(base, name))
+        lines.append(f"| {name} | {series.spread(name)} | {ratio} |")
+    return [*lines, ""]

@@ -1,0 +1,146 @@
+"""Packets between two sandboxes: one TCP stream, and request/response, each contender in turn.
+
+Ours runs with everything that is always on: the guard on both ports and every counter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.figures import Goal, Part, Series, at_least
+from bench.lab import (
+    BRIDGE,
+    BRIDGE_BY_HAND,
+    MACVLAN,
+    OURS,
+    OURS_TCX,
+    PTP,
+    VETH,
+    Sandbox,
+    hosts,
+    pair,
+)
+from tests.conformance.kit.netns import NSENTER
+
+CONTENDERS = (VETH, OURS, OURS_TCX, BRIDGE, PTP, MACVLAN, BRIDGE_BY_HAND)
+_STREAM_PORT = "5299"
+_CPUS = ("0", "1")  # client and server: fixed, so that the scheduler's choice is not what differs
+
+
+def stream(rounds: int, milliseconds: int) -> Part:
+    """One TCP stream (iperf3) of ``milliseconds`` a round, and the CPU it takes on both sides."""
+    speed: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    cost: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    with _pairs() as pairs, contextlib.ExitStack() as stack:
+        for name in CONTENDERS:
+            stack.enter_context(_iperf_server(pairs[name][1]))
+        for turn in range(rounds):
+            for name in _turned(turn):
+                gbits, cpu = _iperf(*pairs[name], milliseconds)
+                speed[name].append(gbits)
+                cost[name].append(cpu / gbits)
+    series = Series(
+        "TCP stream",
+        "Gb/s",
+        speed,
+        "more",
+        f"iperf3, one stream, {milliseconds} ms a round, client and server on a CPU each",
+    )
+    burned = Series(
+        "CPU of the stream", "% of a CPU per Gb/s", cost, "less", "both sides, as iperf3 accounts for it"
+    )
+    goals = [at_least("TCP stream against a bare veth pair", series, OURS, VETH, 0.97)]
+    goals += [
+        at_least(f"TCP stream ahead of {theirs}", series, OURS, theirs, 1.0)
+        for theirs in (BRIDGE, PTP, MACVLAN)
+    ]
+    return Part("stream", [series, burned], goals)
+
+
+def latency(rounds: int, milliseconds: int) -> Part:
+    """Round trips of one byte, TCP and UDP: how many a second, and the 99th percentile."""
+    series: list[Series] = []
+    goals: list[Goal] = []
+    with _pairs() as pairs, _rr() as program:
+        for proto in ("TCP", "UDP"):
+            rate: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+            p99: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+            for turn in range(rounds):
+                for name in _turned(turn):
+                    a, b, address = pairs[name]
+                    found = _json(
+                        [program, a.path, b.path, address, proto.lower(), str(milliseconds), *_CPUS]
+                    )
+                    rate[name].append(float(found["rate"]))
+                    p99[name].append(float(found["p99"]))
+            how = f"bench/rr.c, one byte each way, {milliseconds} ms a round, client and server on a CPU each"
+            rates = Series(f"{proto} request/response", "round trips/s", rate, "more", how)
+            tails = Series(f"{proto} p99 latency", "µs", p99, "less", how)
+            series += [rates, tails]
+            goals.append(
+                at_least(f"{proto} request/response rate against a bare veth pair", rates, OURS, VETH, 0.95)
+            )
+            goals.append(at_least(f"{proto} p99 latency against a bare veth pair", tails, OURS, VETH, 0.95))
+    return Part("latency", series, goals)
+
+
+def _turned(turn: int) -> tuple[str, ...]:
+    """The contenders, each round beginning with another: nobody always runs after the same one."""
+    at = turn % len(CONTENDERS)
+    return CONTENDERS[at:] + CONTENDERS[:at]
+
+
+@contextlib.contextmanager
+def _pairs() -> Iterator[dict[str, tuple[Sandbox, Sandbox, str]]]:
+    with hosts(*CONTENDERS) as made:
+        yield {name: pair(name, host) for name, host in made.items()}
+
+
+@contextlib.contextmanager
+def _iperf_server(sandbox: Sandbox) -> Iterator[None]:
+    command = [NSENTER, f"--net={sandbox.path}", "iperf3", "-s", "-p", _STREAM_PORT, "-A", _CPUS[1]]
+    command.append("--forceflush")
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert server.stdout is not None
+    try:
+        for line in server.stdout:  # its own words, instead of waiting some time
+            if b"listening" in line:
+                break
+        yield
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def _iperf(a: Sandbox, _: Sandbox, address: str, milliseconds: int) -> tuple[float, float]:
+    """(Gb/s that arrived, % of a CPU that client and server took together)."""
+    seconds = str(max(1, round(milliseconds / 1000)))
+    command = [NSENTER, f"--net={a.path}", "iperf3", "-c", address, "-p", _STREAM_PORT]
+    end = _json([*command, "-A", _CPUS[0], "-t", seconds, "-J"])["end"]
+    cpu = end["cpu_utilization_percent"]
+    return end["sum_received"]["bits_per_second"] / 1e9, cpu["host_total"] + cpu["remote_total"]
+
+
+@contextlib.contextmanager
+def _rr() -> Iterator[str]:
+    """The helper, compiled here and now, so that it is this machine's."""
+    with tempfile.TemporaryDirectory(prefix="pwt-rr-") as folder:
+        program = Path(folder, "rr")
+        source = Path(__file__).with_name("rr.c")
+        subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
+        yield str(program)
+
+
+def _json(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    body: dict[str, Any] = json.loads(done.stdout)
+    return body
