@@ -57,7 +57,7 @@ lab: ## the netns tests under other kernels (KERNEL=6.1, TEST=path::name, ARGS= 
 	@$(PYTHON) -m lab $(foreach k,$(KERNEL),--kernel $k) $(foreach t,$(TEST),$t) $(if $(ARGS),-- $(ARGS))
 
 bench: setup ## the figures of the docs (PART= for one of them)
-	$(PYTHON) -m bench $(PART)
+	$(PYTHON) -m bench $(or $(PART),--doc)
 
 prove: setup ## PART=port: one PASS or FAIL line for each claim, with its figure
 	@$(PYTHON) -m prove $(or $(PART),$(error name a part: make prove PART=port))

@@ -1,7 +1,7 @@
 """Samples of contenders measured in turn, and what is made of them: medians, spread, ratios, goals.
 
 A machine's speed drifts while one measures. So contenders take turns, round by round, and a ratio is
-the median of the *rounds'* ratios: each compares two figures that were taken within a second or two of each other.
+the median of the *rounds'* ratios: each compares two figures that were taken within a second or two.
 Spread is the interquartile range, which one bad round does not move.
 """
 

@@ -108,9 +108,9 @@ class Host:
     def settle(self) -> None:
         """Return once the kernel has ended what a plugin's last call left it to do in the background.
 
-        A deleted device is freed after the call that deleted it, under or beside the lock (RTNL) that the next
-        call needs: its debt would be charged to whoever measures next. Making a veth pair and deleting it
-        waits for the lock, for the RCU grace periods and for the freeing, in this order.
+        A deleted device is freed after the call that deleted it, under or beside the lock (RTNL) that the
+        next call needs: its debt would be charged to whoever measures next. Making a veth pair and deleting
+        it waits for the lock, for the RCU grace periods and for the freeing, in this order.
         """
         with NetlinkSocket(netns_fd=self.ns.fd) as sock:
             name = f"s{uuid.uuid4().hex[:10]}"

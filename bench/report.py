@@ -82,10 +82,10 @@ def document(report: Report) -> str:
     lines = [
         "# Performance",
         "",
-        "<!-- Written by `make bench`. The words below the figures are bench/notes.md: change them there. -->",
+        "<!-- Written by `make bench`. The notes at the end are bench/notes.md: change them there. -->",
         "",
-        f"Measured {when} by `make bench` in {report.seconds:.0f} s, all contenders side by side, in turn,",
-        "in one run. Figures are medians with quartiles in brackets; a ratio is the median of the rounds' ratios.",
+        f"Measured {when} by `make bench` in {report.seconds:.0f} s: all contenders side by side, in turn,",
+        "in one run. Figures are medians with quartiles in brackets; a ratio is the rounds' median ratio.",
         "Absolute figures are this machine's: two virtual CPUs, noisy. The ratios are what carries over.",
         "",
         *(f"- {key}: {value}" for key, value in report.machine.items()),

@@ -127,17 +127,17 @@ int main(int argc, char **argv)
 		die("client");
 	memset(trips, 0, sizeof(trips)); /* faults its pages in now */
 	begun = now();
-	ends = begun + length;
+	ends = UINT64_MAX;
 	for (uint64_t before = begun, after; before < ends && count < MAX_TRIPS; before = after) {
 		if (send(sock, &byte, 1, 0) != 1 || recv(sock, &byte, 1, 0) != 1)
 			die("round trip");
 		after = now();
-		if (warm < WARM_UP) {
-			warm++;
+		if (++warm == WARM_UP) { /* the time runs from here */
 			begun = after;
-			continue;
+			ends = begun + length;
+		} else if (warm > WARM_UP) {
+			trips[count++] = (uint32_t)(after - before);
 		}
-		trips[count++] = (uint32_t)(after - before);
 	}
 	length = now() - begun;
 	kill(server, SIGKILL);

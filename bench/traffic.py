@@ -33,8 +33,8 @@ _STREAM_PORT = "5299"
 _CPUS = ("0", "1")  # client and server: fixed, so that the scheduler's choice is not what differs
 
 
-def stream(rounds: int, milliseconds: int) -> Part:
-    """One TCP stream (iperf3) of ``milliseconds`` a round, and the CPU it takes on both sides."""
+def stream(rounds: int, megabytes: int) -> Part:
+    """One TCP stream (iperf3) of ``megabytes`` a round, and the CPU it takes on both sides."""
     speed: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     cost: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     with _pairs() as pairs, contextlib.ExitStack() as stack:
@@ -42,7 +42,7 @@ def stream(rounds: int, milliseconds: int) -> Part:
             stack.enter_context(_iperf_server(pairs[name][1]))
         for turn in range(rounds):
             for name in _turned(turn):
-                gbits, cpu = _iperf(*pairs[name], milliseconds)
+                gbits, cpu = _iperf(*pairs[name], megabytes)
                 speed[name].append(gbits)
                 cost[name].append(cpu / gbits)
     series = Series(
@@ -50,7 +50,7 @@ def stream(rounds: int, milliseconds: int) -> Part:
         "Gb/s",
         speed,
         "more",
-        f"iperf3, one stream, {milliseconds} ms a round, client and server on a CPU each",
+        f"iperf3, one stream of {megabytes} MB a round, client and server on a CPU each",
     )
     burned = Series(
         "CPU of the stream", "% of a CPU per Gb/s", cost, "less", "both sides, as iperf3 accounts for it"
@@ -119,11 +119,10 @@ def _iperf_server(sandbox: Sandbox) -> Iterator[None]:
         server.stdout.close()
 
 
-def _iperf(a: Sandbox, _: Sandbox, address: str, milliseconds: int) -> tuple[float, float]:
+def _iperf(a: Sandbox, _: Sandbox, address: str, megabytes: int) -> tuple[float, float]:
     """(Gb/s that arrived, % of a CPU that client and server took together)."""
-    seconds = str(max(1, round(milliseconds / 1000)))
     command = [NSENTER, f"--net={a.path}", "iperf3", "-c", address, "-p", _STREAM_PORT]
-    end = _json([*command, "-A", _CPUS[0], "-t", seconds, "-J"])["end"]
+    end = _json([*command, "-A", _CPUS[0], "-n", f"{megabytes}M", "-J"])["end"]
     cpu = end["cpu_utilization_percent"]
     return end["sum_received"]["bits_per_second"] / 1e9, cpu["host_total"] + cpu["remote_total"]
 

@@ -1,8 +1,8 @@
 """ADD and DEL, as a runtime times them: from the first plugin's exec to the last one's exit.
 
 Every ADD is into a fresh namespace. Between two calls the kernel is given the time to end what the last one
-left in the background (``Host.settle``), so nobody pays another's debt; what such debts come to when calls follow
-each other at once is a figure of its own, ``churn``.
+left in the background (``Host.settle``), so nobody pays another's debt; what such debts come to when
+calls follow each other at once is a figure of its own, ``churn``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def verbs(rounds: int, chain_rounds: int, churn: int) -> Part:
     """Plain ADD and DEL; the same with masquerading, a port mapping and limits; and churn."""
     series: list[Series] = []
     goals: list[Goal] = []
-    contenders = (BRIDGE, OURS, OURS_TCX, PTP, MACVLAN)
+    contenders: tuple[str, ...] = (BRIDGE, OURS, OURS_TCX, PTP, MACVLAN)
     with hosts(*contenders) as made:
         add, delete = _timed(made, contenders, rounds, chained=False)
         series += [

@@ -242,7 +242,7 @@ class Sandbox:
         return self.ns.run(command, check=check, timeout=timeout)
 
     def ping(self, address: str, count: int = 1) -> bool:
-        """Do ``count`` echo requests get all their answers within a second each?"""
+        """Whether ``count`` echo requests all get their answers, each within a second."""
         done = self.run(["ping", "-n", "-c", str(count), "-i", "0.05", "-W", "1", address], check=False)
         return done.returncode == 0
 

@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
-from .kit.lab import Lab, ips_of
+from .kit.lab import Lab, Sandbox, ips_of
 from .kit.observe import bare_addresses, wait_until
-from .kit.plugin import CniFailed, Execution
+from .kit.plugin import CniFailed, Execution, Json
 from .kit.traffic import ping
 
 
@@ -25,6 +25,17 @@ def _kill_points(count: int) -> Iterator[float]:
     dice = random.Random(49)
     for number in range(count):
         yield dice.uniform(0, 0.004 + 0.036 * number / max(count - 1, 1))
+
+
+def _deleted_without_a_trace(lab: Lab, network: Json, sandbox: Sandbox, held: set[str], ends: int) -> None:
+    """DEL what a kill cut short: no link and no record of it stays, no other ADD gets its address twice."""
+    lab.delete(network, sandbox)
+    assert len(lab.host.link_names() - lab.links_before) == len(held) * ends
+    assert sandbox.id not in lab.host.state_text()
+    (fresh,) = ips_of(lab.add(network, late := lab.sandbox()))
+    assert fresh not in held
+    held.add(fresh)
+    lab.check(network, late)
 
 
 @pytest.mark.feature("daemon")
@@ -53,13 +64,7 @@ def test_case_49_daemon_killed_during_add(own_lab: Lab, kills: int) -> None:
                 assert address not in held
                 assert bare_addresses(sandbox.ns, "eth0") == {address}
                 lab.check(network, sandbox)
-            lab.delete(network, sandbox)
-            assert len(lab.host.link_names() - lab.links_before) == len(held) * ends
-            assert sandbox.id not in lab.host.state_text()
-            (fresh,) = ips_of(lab.add(network, late := lab.sandbox()))
-            assert fresh not in held
-            held.add(fresh)
-            lab.check(network, late)
+            _deleted_without_a_trace(lab, network, sandbox, held, ends)
             assert ping(lab.host.ns, next(iter(bare_addresses(witness.ns, "eth0"))))
     lab.check(network, witness)
 
@@ -81,13 +86,7 @@ def test_case_49_plugin_killed_during_add(own_lab: Lab, kills: int) -> None:
         timer.start()
         execution.wait(30)
         timer.join()
-        lab.delete(network, sandbox)
-        assert len(lab.host.link_names() - lab.links_before) == len(held) * ends
-        assert sandbox.id not in lab.host.state_text()
-        (fresh,) = ips_of(lab.add(network, late := lab.sandbox()))
-        assert fresh not in held
-        held.add(fresh)
-        lab.check(network, late)
+        _deleted_without_a_trace(lab, network, sandbox, held, ends)
     assert ping(lab.host.ns, next(iter(bare_addresses(witness.ns, "eth0"))))
 
 

@@ -249,7 +249,7 @@ def _packet(draw: st.DrawFn, topology: Topology, port: ModelPort) -> tuple[int, 
     version = draw(st.sampled_from([4, 6]))
     own = [str(a) for a in port.addresses if a.version == version]
     address = _interesting(topology, port, version)
-    src = draw(st.sampled_from(own)) if own and draw(st.integers(0, 9)) else draw(address)
+    src = draw(st.sampled_from(own)) if own and draw(st.integers(0, 9)) > 0 else draw(address)
     dst = draw(address)
     proto, payload = draw(_l4(src, dst))
     ttl = draw(st.sampled_from([64, 64, 64, 255, 2, 1, 0]))

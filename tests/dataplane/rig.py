@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from portwright.dataplane.abi import (
     SIZES,
     PwAbi,
     PwCounters,
+    PwDir,
+    PwLimitKey,
     PwPort,
     PwReachKey,
     PwReason,
@@ -65,7 +68,7 @@ class Rig:
         self.topology = topology
         self._drops = _drop_keys(topology)
         for port in topology.ports:
-            self._put(port)
+            self.put(port)
         for a, b in topology.reach:
             self.maps["pw_reach"].update(
                 PwReachKey(from_net=a, to_net=b).pack(), (1).to_bytes(4, sys.byteorder)
@@ -77,7 +80,9 @@ class Rig:
         state = PwState(abi=PwAbi.ABI_VERSION, flags=flags, slow_flows=slow_flows)
         self.maps["pw_state"].update(bytes(4), state.pack())
 
-    def _put(self, port: ModelPort) -> None:
+    def put(self, port: ModelPort, flags: int = 0) -> None:
+        """Record a port, with zeroed counters; ``flags`` are PwPortFlag's."""
+
         def first(version: int) -> bytes:
             return next((values.address(str(a)) for a in port.addresses if a.version == version), values.ZERO)
 
@@ -90,7 +95,7 @@ class Rig:
             sandbox=port.sandbox,
             net_id=port.net,
             mtu=port.mtu,
-            flags=0,
+            flags=flags,
             mac=port.mac,
             gateway_mac=port.gateway_mac,
             addr4=first(4),
@@ -106,7 +111,7 @@ class Rig:
             net_id=port.net,
             ifindex=port.ifindex,
             mtu=port.mtu,
-            flags=0,
+            flags=flags,
             mac=port.mac,
             gateway_mac=port.gateway_mac,
         ).pack()
@@ -115,6 +120,11 @@ class Rig:
         self.maps["pw_counters"].update_percpu(
             port.port_id.to_bytes(8, sys.byteorder), [bytes(SIZES["PwCounters"])] * bpf.possible_cpus()
         )
+
+    def limit(self, port: ModelPort, direction: PwDir, rate: int, burst: int) -> None:
+        """Give it a full bucket of ``burst`` bytes that fills at ``rate`` bytes a second."""
+        key = PwLimitKey(port_id=port.port_id, dir=direction).pack()
+        self.maps["pw_limits"].update(key, values.limit_value(rate * 8, burst * 8, time.monotonic_ns()))
 
     def counters(self) -> dict[int, PwCounters]:
         """The sums over the CPUs, by port_id."""
@@ -167,19 +177,21 @@ class Rig:
 
 
 def topology(ifindexes: list[int]) -> Topology:
-    """Seven ports: two of net 1, one each of nets 2 and 3 (3 and 1 reach each other), and odd ones.
+    """Eight ports: two of net 1, one each of nets 2 and 3 (3 and 1 reach each other), and odd ones.
 
-    ``one`` and its ``leg`` share a sandbox; ``four`` and ``six`` have one family; ``two`` has a small MTU.
+    ``one``, its ``leg`` and, on another net, its ``far`` share a sandbox; ``four`` and ``six`` have one
+    family; ``two`` has a small MTU.
     """
     rows = [
         # net, sandbox, MTU, addresses
-        (1, 1, 1500, "10.1.0.2", "fd00:1::2"),
-        (1, 2, 1400, "10.1.0.3", "fd00:1::3"),
-        (2, 3, 1500, "10.2.0.2", "fd00:2::2"),
-        (3, 4, 1500, "10.3.0.2", "fd00:3::2"),
-        (1, 5, 1500, "10.1.0.4"),
-        (1, 6, 1500, "fd00:1::5"),
-        (1, 1, 1500, "10.1.0.9", "fd00:1::9"),
+        (1, 1, 1500, ("10.1.0.2", "fd00:1::2")),
+        (1, 2, 1400, ("10.1.0.3", "fd00:1::3")),
+        (2, 3, 1500, ("10.2.0.2", "fd00:2::2")),
+        (3, 4, 1500, ("10.3.0.2", "fd00:3::2")),
+        (1, 5, 1500, ("10.1.0.4",)),
+        (1, 6, 1500, ("fd00:1::5",)),
+        (1, 1, 1500, ("10.1.0.9", "fd00:1::9")),
+        (2, 1, 1500, ("10.2.0.9", "fd00:2::9")),
     ]
     ports = tuple(
         ModelPort(
@@ -188,10 +200,10 @@ def topology(ifindexes: list[int]) -> Topology:
             net=net,
             sandbox=sandbox,
             mac=bytes([2, 0, 0, 0, 0, n + 1]),
-            addresses=tuple(ipaddress.ip_address(str(a)) for a in addresses),
+            addresses=tuple(ipaddress.ip_address(a) for a in addresses),
             mtu=mtu,
         )
-        for n, (ifindex, (net, sandbox, mtu, *addresses)) in enumerate(zip(ifindexes, rows, strict=True))
+        for n, (ifindex, (net, sandbox, mtu, addresses)) in enumerate(zip(ifindexes, rows, strict=True))
     )
     return Topology(ports, frozenset({(1, 3), (3, 1)}))
 
@@ -201,11 +213,11 @@ def loaded() -> Iterator[Rig]:
     """A rig with :func:`topology`; everything is gone at the end."""
     with own_netns(), bpf.Collection.load(bpf.CollectionSpec.load(OBJECT)) as collection:
         names = []
-        for pair in range(4):
+        for pair in range(5):
             ip("link", "add", f"r{pair}", "type", "veth", "peer", "name", f"s{pair}")
             names += [f"r{pair}", f"s{pair}"]
-        *used, spare = [socket.if_nametoindex(name) for name in names]
-        yield Rig(collection, topology(used), spare)
+        indexes = [socket.if_nametoindex(name) for name in names]
+        yield Rig(collection, topology(indexes[:8]), spare=indexes[8])
 
 
 def reasons() -> set[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,26 +9,12 @@ from hypothesis import strategies as st
 from portwright.dataplane.abi import PwStateFlag
 from tests.dataplane import frames
 from tests.dataplane.model import IP4, TCP, UDP, ModelPort, checksum, judge
-from tests.dataplane.rig import NEXT, REDIRECT, SHOT, Outcome, Rig, loaded, topology
+from tests.dataplane.rig import NEXT, REDIRECT, SHOT, Outcome, Rig, topology
 
 pytestmark = pytest.mark.netns
 
 MANY = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 FEW = settings(parent=MANY, max_examples=300)
-
-
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    """One for the module."""
-    with loaded() as made:
-        yield made
-
-
-@pytest.fixture
-def rig(module_rig: Rig) -> Rig:
-    """The module's, without a translated flow; only counters go on."""
-    module_rig.set_state(0)
-    return module_rig
 
 
 def total(outcome: Outcome, port: ModelPort) -> tuple[int, int, int, int]:
@@ -149,12 +133,15 @@ def test_what_the_host_forwards_between_ports_obeys_isolation(rig: Rig, data: st
 
 def honest() -> list[tuple[str, bytes]]:
     """One well-formed frame of each kind that port one may send, by name."""
-    topo = topology(list(range(1, 8)))
+    topo = topology(list(range(1, 9)))
     port, two = topo.ports[0], topo.ports[1]
     a4, a6 = port.addresses
     b4, b6 = two.addresses
     gateway = port.gateway_mac
-    wrap = lambda kind, packet: frames.ethernet(port.mac, gateway, kind, packet)  # noqa: E731
+
+    def wrap(kind: int, packet: bytes) -> bytes:
+        return frames.ethernet(port.mac, gateway, kind, packet)
+
     group = "ff02::1:ff00:1"
     return [
         ("udp4", wrap(IP4, frames.ipv4(str(a4), str(b4), UDP, frames.udp(a4, b4, 1, 2, b"x" * 20)))),

@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterator
 
 import pytest
 
-from portwright.dataplane.abi import PwFlow, PwStateFlag
+from portwright.dataplane.abi import PwDir, PwFlow, PwPortFlag, PwStateFlag
 from tests.dataplane import frames
 from tests.dataplane.model import ARP, ICMP, ICMP6, IP4, IP6, TCP, UDP, checksum, judge
-from tests.dataplane.rig import NEXT, REDIRECT, SHOT, Rig, loaded, topology
+from tests.dataplane.rig import NEXT, REDIRECT, SHOT, Rig, reasons, topology
 
 pytestmark = pytest.mark.netns
 
-TOPOLOGY = topology(list(range(1, 8)))
-ONE, TWO, THREE, FOUR, V4, V6, LEG = TOPOLOGY.ports
+TOPOLOGY = topology(list(range(1, 9)))
+ONE, TWO, THREE, FOUR, V4, V6, LEG, FAR = TOPOLOGY.ports
 A4, A6 = map(str, ONE.addresses)
 B4, B6 = map(str, TWO.addresses)
 LL = str(ONE.link_local)
 STRANGER = b"\2\0\0\0\0\x63"
 GROUP = "ff02::1:ff00:1"
-
-
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    """One for the module."""
-    with loaded() as made:
-        yield made
-
-
-@pytest.fixture
-def rig(module_rig: Rig) -> Rig:
-    """The module's, without a translated flow; only counters go on."""
-    module_rig.set_state(0)
-    return module_rig
 
 
 def wrap(
@@ -68,6 +53,11 @@ def icmp(src: str, dst: str, kind: int, body: bytes, code: int = 0) -> bytes:
     return frames.icmp(ipaddress.ip_address(src), ipaddress.ip_address(dst), kind, body, code)
 
 
+def carrying(src: str, dst: str, message: bytes) -> bytes:
+    """A packet around such a message."""
+    return frames.ipv6(src, dst, ICMP6, message) if ":" in src else frames.ipv4(src, dst, ICMP, message)
+
+
 def icmp6(kind: int, body: bytes, *, src: str = A6, dst: str = "ff02::1", ttl: int = 255) -> bytes:
     """An ICMPv6 packet."""
     return frames.ipv6(src, dst, ICMP6, icmp(src, dst, kind, body), ttl=ttl)
@@ -89,6 +79,7 @@ REFUSED: list[tuple[str, str, bytes]] = [
     ("a group as source", "src_ip", wrap(udp4(src="224.0.0.1"))),
     ("0.0.0.0 that is not DHCP", "src_ip", wrap(udp4(src="0.0.0.0", dst="255.255.255.255"))),
     ("DHCP client by unicast", "src_ip", wrap(udp4(src="0.0.0.0", sport=68, dport=67))),
+    ("its sandbox's address on another network", "src_ip", wrap(udp4(src=str(FAR.addresses[0])))),
     ("source IPv6", "src_ip", wrap(udp6(src="fd00:1::99"))),
     ("another's link-local", "src_ip", wrap(udp6(src=str(TWO.link_local)))),
     (":: in UDP", "src_ip", wrap(udp6(src="::"))),
@@ -285,6 +276,11 @@ PASSED: list[tuple[str, str, bytes]] = [
     ),
     ("a router solicitation", "miss", frames.nd(ONE, LL, "ff02::2", 133, None, frames.option(1, ONE.mac))),
     ("NA for itself", "miss", frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(2, ONE.mac))),
+    (
+        "NA with four options",
+        "miss",
+        frames.nd(ONE, A6, "ff02::1", 136, A6, frames.option(5, ONE.mac) * 3 + frames.option(2, ONE.mac)),
+    ),
     ("ARP for the gateway", "answer", frames.arp(ONE, A4, "169.254.1.1")),
     ("an ARP probe for the gateway", "answer", frames.arp(ONE, "0.0.0.0", "169.254.1.1")),
     ("NS for the gateway", "answer", frames.nd(ONE, A6, GROUP, 135, "fe80::1", frames.option(1, ONE.mac))),
@@ -326,6 +322,9 @@ def test_a_port_of_one_family_does_not_own_the_unspecified_address(rig: Rig) -> 
     assert list(rig.send(frame, port).drops) == [(port.port_id, "from_port", "src_ip")]
     asks = frames.nd(port, str(port.link_local), GROUP, 135, "::", b"")
     assert rig.send(asks, port).verdict == NEXT
+    source = str(port.link_local)
+    echo = carrying(source, "::", icmp(source, "::", 128, b"1234"))
+    assert rig.send(wrap(echo, src=port.mac), port).verdict == NEXT
     port = rig.topology.ports[5]
     frame = wrap(udp6(src="::", dst=B6), src=port.mac)
     assert list(rig.send(frame, port).drops) == [(port.port_id, "from_port", "src_ip")]
@@ -409,7 +408,7 @@ def test_the_answer_to_a_solicitation_is_an_advertisement(
 
 
 def test_the_answer_to_an_echo_is_the_request_turned_round(rig: Rig) -> None:
-    """RFC 792, RFC 4443: type, addresses and checksum change, nothing else does; a wrong checksum stays wrong."""
+    """RFC 792, RFC 4443: type, addresses and checksum change, nothing else; a wrong checksum stays wrong."""
     one = rig.topology.ports[0]
     for src, dst, ask, reply in (
         (A4, "169.254.1.1", 8, 0),
@@ -418,21 +417,16 @@ def test_the_answer_to_an_echo_is_the_request_turned_round(rig: Rig) -> None:
     ):
         for body in (b"\0\1\0\1", b"\0\1\0\1odd", b"\0\1\0\1" + bytes(range(200)) * 5):
             a, b = ipaddress.ip_address(src), ipaddress.ip_address(dst)
-            make = (
-                (lambda s, d, p: frames.ipv4(s, d, ICMP, p))
-                if a.version == 4
-                else (lambda s, d, p: frames.ipv6(s, d, ICMP6, p))
-            )
             request = frames.icmp(a, b, ask, body)
             expected = frames.icmp(b, a, reply, body)
-            outcome = rig.send(wrap(make(src, dst, request)) + bytes(3), one)
+            outcome = rig.send(wrap(carrying(src, dst, request)) + bytes(3), one)
             assert outcome.verdict == REDIRECT
             kind = IP4 if a.version == 4 else IP6
             assert outcome.frame == frames.ethernet(
-                one.gateway_mac, one.mac, kind, make(dst, src, expected)
+                one.gateway_mac, one.mac, kind, carrying(dst, src, expected)
             ) + bytes(3)
             wrong = request[:2] + bytes([request[2] ^ 0x55, request[3]]) + request[4:]
-            back = rig.send(wrap(make(src, dst, wrong)), one).frame
+            back = rig.send(wrap(carrying(src, dst, wrong)), one).frame
             answer = back[14 + (20 if a.version == 4 else 40) :]
             assert answer != expected
             if a.version == 4:
@@ -471,6 +465,7 @@ def test_super_packets_count_as_their_segments_and_obey_the_mtu(rig: Rig, slow: 
         (big_udp, 1372, NEXT if slow else REDIRECT),
         (big_udp, 1373, NEXT),
         (big_udp, 1473, SHOT),
+        (wrap(frames.ipv4(A4, B4, 47, bytes(3000))), 1000, NEXT),
     ):
         outcome = rig.send(frame, one, (size, 3))
         assert outcome.verdict == verdict, size
@@ -481,3 +476,35 @@ def test_super_packets_count_as_their_segments_and_obey_the_mtu(rig: Rig, slow: 
             assert (row.from_total_packets, row.from_total_octets) == (3, len(frame))
         if verdict == REDIRECT:
             assert outcome.counted[two.port_id].to_total_packets == 3
+
+
+def test_a_limit_drops_what_is_over_it_for_the_port_that_has_it(rig: Rig) -> None:
+    """A bucket lets a packet into debt and no more: what a port may send is refused as its own, what it
+    may receive as the receiver's, after the sender has carried it; the verdict is a drop on each."""
+    one, two = rig.topology.ports[:2]
+    frame = wrap(udp4())
+    try:
+        rig.put(two, PwPortFlag.PF_LIMIT_TO)
+        rig.limit(two, PwDir.TO_PORT, rate=1, burst=8)
+        assert rig.send(frame, one).verdict == REDIRECT
+        over = rig.send(frame, one)
+        assert over.verdict == SHOT
+        assert over.drops == {(two.port_id, "to_port", "limit"): (1, len(frame))}
+        assert over.counted[one.port_id].from_total_packets == 1
+        assert over.counted[two.port_id].to_total_packets == 0
+        slow = rig.run("pw_to_port", frame, two)
+        assert (slow.verdict, slow.drops) == (SHOT, over.drops)
+        rig.put(one, PwPortFlag.PF_LIMIT_FROM)
+        rig.limit(one, PwDir.FROM_PORT, rate=1, burst=8)
+        assert rig.send(wrap(udp4(dst="192.0.2.1")), one).verdict == NEXT
+        over = rig.send(frame, one)
+        assert (over.verdict, list(over.drops)) == (SHOT, [(one.port_id, "from_port", "limit")])
+        assert over.counted[one.port_id].from_total_packets == 0
+    finally:
+        rig.put(one)
+        rig.put(two)
+
+
+def test_every_reason_has_an_example() -> None:
+    """Of what a sandbox can be refused for, nothing is left out above (no_port and limit have their own)."""
+    assert {reason for _, reason, _ in REFUSED} == reasons() - {"no_port", "limit"}

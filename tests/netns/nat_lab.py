@@ -226,7 +226,9 @@ class Lab:
 
     def purge(self, purges: list[Purge]) -> int:
         """Issue purges and return how many entries went."""
-        return sum(conntrack.purge(self.host.fd, **msgspec.structs.asdict(p)) for p in purges)
+        return conntrack.purge(
+            self.host.fd, *(conntrack.Entries(**msgspec.structs.asdict(p)) for p in purges)
+        )
 
     def reset(self) -> None:
         """Back to the beginning: the base table, no mappings, no tracked connections, no local routes."""

@@ -8,6 +8,7 @@ the totals of every port must be the same.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,12 +18,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.dataplane import frames
-from tests.dataplane.model import ICMP, IP4, IP6, TCP, UDP
+from tests.dataplane.model import ICMP, IP4, IP6, TCP, UDP, Address
 from tests.fix_daemon import Daemon, Sandbox
 from tests.fix_netns import TestNetns
 from tests.netns.wires import PLAIN, RUNS, Arrival, Seen, Wires, of_run, vnet, wired
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("each_attach")]
 
 BATCH = 40
 GSO_TCP4, GSO_TCP6, GSO_UDP = 1, 4, 5
@@ -51,7 +52,7 @@ def wires(daemon: Daemon, world: TestNetns, netns_factory: Callable[[], TestNetn
 
 
 def compare(wires: Wires, batch: list[Item], other: list[Item] | None = None) -> tuple[Seen, Seen]:
-    """Send the batch on the fast path and (or ``other`` instead) on the slow path; assert the same outcome."""
+    """Send the batch on the fast path, then it or ``other`` on the slow one; assert the same outcome."""
     seen = []
     for slow, items in ((False, batch), (True, batch if other is None else other)):
         wires.forget_connections()
@@ -85,7 +86,10 @@ def blame(wires: Wires, batch: list[Item]) -> None:
 
 def between(wires: Wires, version: int, source: str = "a", target: str = "b") -> tuple[str, str]:
     """The addresses of two ports in a family."""
-    pick = lambda name: next(str(x) for x in wires.ports[name].addresses if x.version == version)  # noqa: E731
+
+    def pick(name: str) -> str:
+        return next(str(x) for x in wires.ports[name].addresses if x.version == version)
+
     return pick(source), pick(target)
 
 
@@ -108,8 +112,10 @@ def test_generated_packets_fare_the_same_on_both_paths(wires: Wires) -> None:
         database=None,
         phases=[Phase.generate],  # shrinking is our own: see blame()
     )
-    @given(st.lists(frames.sent(wires.topology), min_size=BATCH // 2, max_size=BATCH))
-    def generated(items: list[frames.Sent]) -> None:
+    @given(data=st.data())
+    def generated(data: st.DataObject) -> None:
+        many = st.lists(frames.sent(wires.topology), min_size=BATCH // 2, max_size=BATCH)
+        items: list[frames.Sent] = data.draw(many)
         batch, other = (
             [(by_id[s.port.port_id], PLAIN, of_run(s.frame, run)) for s in items] for run in (0, 1)
         )
@@ -201,7 +207,7 @@ def test_fragments_fare_the_same(wires: Wires, version: int) -> None:
         for number in range(30):
             whole = frames.udp(a, b, 1000, 2000 + number, generator.randbytes(400))
             cuts = [0, *sorted(generator.sample(range(16, 400, 8), generator.randint(1, 4))), len(whole)]
-            pieces = list(zip(cuts, cuts[1:], strict=False))
+            pieces = list(itertools.pairwise(cuts))
             fate = number % 5
             if fate == 1:
                 generator.shuffle(pieces)
@@ -299,7 +305,7 @@ def test_super_packets_fare_the_same(
     assert any(kept[0] for kept, _ in fast.arrived[target])
 
 
-def _small(packet: bytes, version: int, proto: int, a: frames.Address, b: frames.Address, at: int) -> bytes:
+def _small(packet: bytes, version: int, proto: int, a: Address, b: Address, at: int) -> bytes:
     """The same with 100 bytes of data: no super-packet, but its checksum is unfinished as well."""
     head = 20 if version == 4 else 40
     payload = packet[head : head + (120 if proto == TCP else 108)]
@@ -395,3 +401,60 @@ def test_isolation_can_not_be_walked_round(wires: Wires) -> None:
     fast, slow = compare(wires, batch)
     assert fast.arrived["c"] == slow.arrived["c"] == []
     assert fast.totals["c"] == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_a_router_would_not_forward_is_not_forwarded(wires: Wires, version: int) -> None:
+    """A wrong header checksum, padding, a broadcast or multicast MAC, a link-local source, the sender's own
+    address, an IPv4-mapped one: by redirect as by the stack, to the byte."""
+    src, dst = between(wires, version)
+    a, b = ipaddress.ip_address(src), ipaddress.ip_address(dst)
+    port = wires.ports["a"]
+    payload = frames.udp(a, b, 1000, 2000, b"12345678")
+    own = frames.udp(a, a, 1000, 2000, b"12345678")
+    if version == 4:
+        plain = frames.ipv4(src, dst, UDP, payload)
+        packets = [
+            frames.ipv4(src, dst, UDP, payload, bad_sum=True),
+            frames.ipv4(src, dst, UDP, payload, bad_sum=True, options=b"\1" * 4),
+            frames.ipv4(src, src, UDP, own),
+        ]
+    else:
+        plain = frames.ipv6(src, dst, UDP, payload)
+        four, other = between(wires, 4)
+        packets = [
+            frames.ipv6(str(port.link_local), dst, UDP, payload),
+            frames.ipv6(src, src, UDP, own),
+            frames.ipv6(f"::ffff:{four}", f"::ffff:{other}", UDP, payload),
+            frames.ipv6(src, f"::ffff:{other}", UDP, payload),
+        ]
+    kind = IP4 if version == 4 else IP6
+    batch = [("a", PLAIN, framed(wires, "a", p)) for p in packets]
+    batch += [("a", PLAIN, framed(wires, "a", plain) + bytes(n)) for n in (1, 18, 200)]
+    batch += [
+        ("a", PLAIN, frames.ethernet(port.mac, group, kind, plain))
+        for group in (frames.BROADCAST, b"\1\0\x5e\1\2\3", b"\x33\x33\0\0\0\1")
+    ]
+    fast, _ = compare(wires, batch)
+    # The padded ones, without their padding.
+    assert [len(frame) for _, frame in fast.arrived["b"]] == [14 + len(plain)] * 3
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_only_what_the_host_may_translate_stays_slow(wires: Wires, version: int) -> None:
+    """One packet with options goes through the stack, and the flow's other packets and its answers
+    are redirected as before: nobody can make his flows, or fill the table, by odd packets."""
+    src, dst = between(wires, version)
+    a, b = ipaddress.ip_address(src), ipaddress.ip_address(dst)
+    ask, answer = frames.udp(a, b, 1000, 2000, b"ask"), frames.udp(b, a, 2000, 1000, b"answer")
+    if version == 4:
+        odd = frames.ipv4(src, dst, UDP, ask, options=b"\1" * 4)
+        back = frames.ipv4(dst, src, UDP, answer)
+    else:
+        odd = frames.ipv6(src, dst, *frames.chain([60], UDP, ask))
+        back = frames.ipv6(dst, src, UDP, answer)
+    wires.set_slow_only(False)
+    seen = wires.run([("a", PLAIN, framed(wires, "a", odd)), ("b", PLAIN, framed(wires, "b", back))])
+    assert [len(seen.arrived[name]) for name in "ab"] == [1, 1]
+    assert seen.slow == 1
+    assert list(wires.maps["pw_slow_flows"].keys()) == []

@@ -194,3 +194,42 @@ def test_an_empty_clsact_can_be_dropped(link: Link) -> None:
     link.detach("egress", name="somebody")
     assert clsact.drop_clsact(link.sock, link.index)
     assert link.state() == bare
+
+
+def test_a_fresh_device_gets_both_programs_in_one_round_trip_each(link: Link) -> None:
+    """On a device that nobody touched the short way does what the careful one does, and says so."""
+    for side in SIDES:
+        assert clsact.attach_fresh(
+            link.sock, link.index, side, link.progs[0], name=NAME, pref=PREF, handle=HANDLE
+        )
+    short = link.state()
+    link.tc("qdisc", "del", "dev", "pw1", "clsact")
+    clsact.ensure_clsact(link.sock, link.index)
+    for side in SIDES:
+        link.attach(side)
+    assert [line.split(" id ")[0] for line in short] == [line.split(" id ")[0] for line in link.state()]
+
+
+@pytest.mark.parametrize("theirs", ["clsact", "ingress", "slot"])
+def test_the_short_way_gives_way_to_whoever_was_first(link: Link, theirs: str) -> None:
+    """A qdisc or a filter that is there already: False, and the careful way still does what it always did."""
+    if theirs == "ingress":
+        link.tc("qdisc", "add", "dev", "pw1", "ingress")
+    else:
+        link.tc("qdisc", "add", "dev", "pw1", "clsact")
+    if theirs == "slot":
+        link.attach("ingress", prog=1, name="somebody")
+    short = clsact.attach_fresh(
+        link.sock, link.index, "ingress", link.progs[0], name=NAME, pref=PREF, handle=HANDLE
+    )
+    assert short is False
+    if theirs == "ingress":
+        with pytest.raises(Conflict):
+            clsact.ensure_clsact(link.sock, link.index)
+        return
+    assert clsact.ensure_clsact(link.sock, link.index) is False
+    if theirs == "slot":
+        with pytest.raises(Conflict):
+            link.attach("ingress")
+    else:
+        link.attach("ingress")

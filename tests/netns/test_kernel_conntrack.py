@@ -77,9 +77,8 @@ def test_a_redirected_client_reaches_the_new_target_after_the_purge(tracked: Tes
         redirect(tracked, 5302)
         client.sendto(b"two", (address, 5300))
         assert old.recv(10) == b"two"
-        purged = conntrack.purge(
-            tracked.fd, proto="udp", family=family, orig_dst_port=5300, reply_src=address, reply_src_port=5301
-        )
+        entries = conntrack.Entries("udp", family, None, 5300, reply_src=address, reply_src_port=5301)
+        purged = conntrack.purge(tracked.fd, entries)
         assert purged == 1
         client.sendto(b"three", (address, 5300))
         assert new.recv(10) == b"three"
@@ -101,16 +100,27 @@ def test_only_what_matches_is_deleted(tracked: TestNetns, family: int) -> None:
     other = socket.AF_INET6 if family == socket.AF_INET else socket.AF_INET
     before_other = len(entries(tracked, other))
     with NetlinkSocket(NETLINK_NETFILTER, tracked.fd) as sock:
-        assert conntrack.purge(sock, proto="udp", family=family, orig_dst=c, orig_dst_port=99) == 0
+        assert (
+            conntrack.purge(sock, conntrack.Entries(proto="udp", family=family, orig_dst=c, orig_dst_port=99))
+            == 0
+        )
         assert len(entries(tracked, family)) == 5
-        assert conntrack.purge(sock, proto="udp", family=family, orig_dst=b, orig_dst_port=53) == 1
-        assert conntrack.purge(sock, proto=17, family=family, orig_dst_port=53) == 1
-        assert conntrack.purge(sock, proto="tcp", family=family, reply_src=b, reply_src_port=53) == 1
+        assert (
+            conntrack.purge(sock, conntrack.Entries(proto="udp", family=family, orig_dst=b, orig_dst_port=53))
+            == 1
+        )
+        assert conntrack.purge(sock, conntrack.Entries(proto=17, family=family, orig_dst_port=53)) == 1
+        assert (
+            conntrack.purge(
+                sock, conntrack.Entries(proto="tcp", family=family, reply_src=b, reply_src_port=53)
+            )
+            == 1
+        )
         left = entries(tracked, family)
         assert len(left) == 2
         assert any("dport=1000" in line for line in left)
         assert any("dport=54" in line for line in left)
-        assert conntrack.purge(sock, proto="udp", family=family, reply_src=a) == 1
+        assert conntrack.purge(sock, conntrack.Entries(proto="udp", family=family, reply_src=a)) == 1
     assert len(entries(tracked, other)) == before_other
 
 
@@ -118,9 +128,15 @@ def test_other_namespaces_keep_their_entries(tracked: TestNetns, netns_factory: 
     """A purge acts in the namespace given, and nowhere else."""
     insert(tracked, "udp", "10.0.0.1", "10.0.0.2", "1000>53")
     elsewhere = netns_factory()
-    assert conntrack.purge(elsewhere.fd, proto="udp", family=socket.AF_INET, orig_dst_port=53) == 0
+    assert (
+        conntrack.purge(elsewhere.fd, conntrack.Entries(proto="udp", family=socket.AF_INET, orig_dst_port=53))
+        == 0
+    )
     assert len(entries(tracked, socket.AF_INET)) == 1
-    assert conntrack.purge(tracked.fd, proto="udp", family=socket.AF_INET, orig_dst_port=53) == 1
+    assert (
+        conntrack.purge(tracked.fd, conntrack.Entries(proto="udp", family=socket.AF_INET, orig_dst_port=53))
+        == 1
+    )
 
 
 def test_an_empty_or_wrong_question_is_refused(tracked: TestNetns) -> None:
@@ -128,13 +144,29 @@ def test_an_empty_or_wrong_question_is_refused(tracked: TestNetns) -> None:
     insert(tracked, "udp", "10.0.0.1", "10.0.0.2", "1000>53")
     four = int(socket.AF_INET)
     with pytest.raises(InvalidInput):
-        conntrack.purge(tracked.fd, proto="udp", family=four)
+        conntrack.purge(tracked.fd, conntrack.Entries(proto="udp", family=four))
     with pytest.raises(InvalidInput):
-        conntrack.purge(tracked.fd, proto="udp", family=four, orig_dst="fd::1")
+        conntrack.purge(tracked.fd, conntrack.Entries(proto="udp", family=four, orig_dst="fd::1"))
     with pytest.raises(InvalidInput):
-        conntrack.purge(tracked.fd, proto="udp", family=four, orig_dst_port=65536)
+        conntrack.purge(tracked.fd, conntrack.Entries(proto="udp", family=four, orig_dst_port=65536))
     with pytest.raises(InvalidInput):
-        conntrack.purge(tracked.fd, proto="nonsense", family=four, orig_dst_port=53)
+        conntrack.purge(tracked.fd, conntrack.Entries(proto="nonsense", family=four, orig_dst_port=53))
     with pytest.raises(InvalidInput):
-        conntrack.purge(tracked.fd, proto="udp", family=0, orig_dst_port=53)
+        conntrack.purge(tracked.fd, conntrack.Entries(proto="udp", family=0, orig_dst_port=53))
     assert len(entries(tracked, socket.AF_INET)) == 1
+
+
+def test_several_questions_are_answered_by_one_walk(tracked: TestNetns) -> None:
+    """What matches any of them goes, in both families, once; the rest stays; no question deletes nothing."""
+    for port in (53, 54, 55):
+        insert(tracked, "udp", "10.0.0.1", "10.0.0.2", f"1000>{port}")
+    insert(tracked, "udp", "fd::1", "fd::2", "1000>53")
+    four, six = int(socket.AF_INET), int(socket.AF_INET6)
+    assert conntrack.purge(tracked.fd) == 0
+    asked = [conntrack.Entries("udp", four, orig_dst_port=port) for port in (53, 54)]
+    asked += [conntrack.Entries("udp", four, orig_dst="10.0.0.2", orig_dst_port=53)]
+    asked += [conntrack.Entries("udp", six, orig_dst_port=53)]
+    assert conntrack.purge(tracked.fd, *asked) == 3
+    (left,) = entries(tracked, four)
+    assert "dport=55" in left
+    assert entries(tracked, six) == []

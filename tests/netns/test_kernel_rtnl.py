@@ -354,3 +354,22 @@ def test_ipv6_needs_no_router_or_kernel_address(pair: Pair) -> None:
     pair.s.execute([rtnl.link_set("eth0", up=True)])
     wait_until(lambda: any(a.index == pair.dev for a in rtnl.addresses(pair.s)), why="the peer's link-local")
     assert rtnl.addresses(pair.h, pair.rep) == []
+
+
+@BOTH
+def test_the_uplink_is_found_past_a_route_to_the_address_that_is_asked_about(pair: Pair, family: int) -> None:
+    """A route to the very address of the look-up, by another device, does not hide the default route's."""
+    four = family == socket.AF_INET
+    own, default, asked = (
+        ("10.1.0.2/24", "0.0.0.0/0", "198.51.100.0/24")
+        if four
+        else ("fd01::2/64", "::/0", "2001:db8:ffff:ffff::/64")
+    )
+    pair.h.execute([veth("pw2", pair.host.fd), rtnl.link_set("pw1", up=True), rtnl.link_set("pw2", up=True)])
+    pair.s.execute([rtnl.link_set("eth0", up=True)])
+    pair.h.execute([rtnl.link_set("eth0", up=True), rtnl.addr_add(pair.rep, own)])
+    pair.h.execute([rtnl.route_add(default, oif=pair.rep)])
+    pair.h.execute([rtnl.route_add(asked, oif=index_of(pair.h, "pw2"))])
+    found = rtnl.default_uplink(pair.h, family)
+    assert found is not None
+    assert found.name == "pw1"

@@ -210,13 +210,7 @@ def test_a_sandbox_cannot_reach_the_hosts_loopback(lab: Lab) -> None:
     with lab.host.socket(4, "udp") as victim:
         victim.bind(("127.0.0.1", 0))
         victim.setblocking(False)
-        scapy = pytest.importorskip("scapy.all")
-        frame = (
-            scapy.Ether(dst=GATEWAY_MAC, src="02:00:00:00:00:0a")
-            / scapy.IP(src=A[4], dst="127.0.0.1")
-            / scapy.UDP(sport=9999, dport=victim.getsockname()[1])
-        )
-        _send_frame(lab, bytes(frame))
+        _send_datagram(lab, 4, "127.0.0.1", victim.getsockname()[1])
         wait_until(lambda: _dropped(lab, "loopback destination") == 1, why="a drop of the guard")
         with pytest.raises(BlockingIOError):
             victim.recv(100)
@@ -229,13 +223,7 @@ def test_a_sandbox_cannot_reach_the_hosts_loopback6(lab: Lab) -> None:
     with lab.host.socket(6, "udp") as victim:
         victim.bind(("::1", 0))
         victim.setblocking(False)
-        scapy = pytest.importorskip("scapy.all")
-        frame = (
-            scapy.Ether(dst=GATEWAY_MAC, src="02:00:00:00:00:0a")
-            / scapy.IPv6(src=A[6], dst="::1")
-            / scapy.UDP(sport=9999, dport=victim.getsockname()[1])
-        )
-        _send_frame(lab, bytes(frame))
+        _send_datagram(lab, 6, "::1", victim.getsockname()[1])
         wait_until(lambda: _header_errors(lab) > refused, why="the kernel to refuse ::1 on the wire")
         with pytest.raises(BlockingIOError):
             victim.recv(100)
@@ -258,6 +246,14 @@ def test_sctp_is_translated(lab: Lab) -> None:
         packet, peer = listener.recvfrom(2000)
     assert peer[0] == CLIENT[4]
     assert struct.unpack_from("!HH", packet, 20) == (5000, 80)
+
+
+def _send_datagram(lab: Lab, family: int, dst: str, port: int) -> None:
+    """From sandbox a to the host, whatever the address: no stack of the sandbox's is asked."""
+    scapy = pytest.importorskip("scapy.all")
+    head = scapy.IP(src=A[4], dst=dst) if family == 4 else scapy.IPv6(src=A[6], dst=dst)
+    frame = scapy.Ether(dst=GATEWAY_MAC, src="02:00:00:00:00:0a") / head / scapy.UDP(sport=9999, dport=port)
+    _send_frame(lab, bytes(frame))
 
 
 def _send_frame(lab: Lab, frame: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -80,7 +82,12 @@ def test_r08_down_and_up_at_once_costs_no_route(daemon: Daemon, sandboxes: Sandb
     """The kernel flushes a link's routes when it goes down: they are back, however short that was."""
     a, b = sandboxes(), sandboxes()
     rep = a.port.rep_name
-    daemon.host.run(["ip", "-batch", "-"], input=f"link set {rep} down\nlink set {rep} up\n")
+    assert daemon.process is not None
+    os.kill(daemon.process.pid, signal.SIGSTOP)  # it shall see both at once
+    try:
+        daemon.host.run(["ip", "-batch", "-"], input=f"link set {rep} down\nlink set {rep} up\n")
+    finally:
+        os.kill(daemon.process.pid, signal.SIGCONT)
     wait_until(lambda: all_ways(daemon, a, b), timeout=20, why="every way to work again")
     with daemon.client() as client:
         assert client.node_status().alarms == ()

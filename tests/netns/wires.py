@@ -264,10 +264,10 @@ def _kept(header: bytes) -> tuple[int, ...]:
 def _normal(frame: bytes) -> bytes:
     """Without what differs from one run of the same to the next: the IP ID of the host's own ICMP,
     and of fragments, which carry the run in theirs."""
-    if frame[12:14] == b"\x08\x00" and len(frame) >= 34:
-        if (frame[23] == 1 and frame[14] == 0x45 and frame[34] in (3, 5, 11, 12)) or frame[18] in RUNS:
-            assert checksum(frame[14 : 14 + (frame[14] & 15) * 4]) == 0
-            return frame[:18] + b"\0\0" + frame[20:24] + b"\0\0" + frame[26:]
+    ipv4 = frame[12:14] == b"\x08\x00" and len(frame) > 34
+    if ipv4 and ((frame[23] == 1 and frame[14] == 0x45 and frame[34] in (3, 5, 11, 12)) or frame[18] in RUNS):
+        assert checksum(frame[14 : 14 + (frame[14] & 15) * 4]) == 0
+        return frame[:18] + b"\0\0" + frame[20:24] + b"\0\0" + frame[26:]
     for run in RUNS:
         frame = frame.replace(FRAGMENT_ID[:3] + bytes([run]), FRAGMENT_ID)
     return frame

@@ -9,10 +9,10 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Self, overload
 
 from portwright.api import calls, frames
-from portwright.api.calls import Call
+from portwright.api.calls import Built, Call, P, R
 from portwright.api.client import unavailable
 from portwright.api.errors import ConnectionLost, RequestTimeout, error_from_wire
 from portwright.api.errors import WireError as _WireError
@@ -21,17 +21,9 @@ from portwright.api.paths import open_netns, socket_path
 from portwright.api.wire import REUSE_WITHIN, Events, Reply, parse_reply, request_frame, result_of
 from portwright.model.errors import PortwrightError
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-class _Method(Generic[P, R]):
+class _Method(Built[P, R]):
     """Makes a method of :class:`AsyncClient` from a function of :mod:`portwright.api.calls`."""
-
-    def __init__(self, build: Callable[P, Call[R]]) -> None:
-        self._build = build
-        self.__doc__ = build.__doc__
-        self.__wrapped__ = build
 
     @overload
     def __get__(self, client: None, owner: type[AsyncClient]) -> Self: ...
@@ -54,13 +46,8 @@ class _Method(Generic[P, R]):
         return call
 
 
-class _Stream(Generic[P, R]):
+class _Stream(Built[P, R]):
     """As :class:`_Method`, for a stream."""
-
-    def __init__(self, build: Callable[P, Call[R]]) -> None:
-        self._build = build
-        self.__doc__ = build.__doc__
-        self.__wrapped__ = build
 
     @overload
     def __get__(self, client: None, owner: type[AsyncClient]) -> Self: ...

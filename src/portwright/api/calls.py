@@ -7,9 +7,12 @@ iterated. Their docstrings and types are those here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
+
+import msgspec
 
 from portwright.api import methods as m
 from portwright.api.paths import NetnsSpec, netns_path
@@ -17,17 +20,27 @@ from portwright.api.registry import IntrospectParams, Params
 from portwright.model.network import AddressRange, Dns, Network, Route
 from portwright.model.port import Limits, Port, PortMapping, PortState
 
-Result = TypeVar("Result")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[Result]):
+class Call(Generic[R]):
     """A method, its parameters, the type of its result (or of its events), the namespaces to pass."""
 
     method: str
     params: Params[Any]
-    result: type[Result]
+    result: type[R]
     netns: tuple[NetnsSpec, ...] = ()
+
+
+class Built(Generic[P, R]):
+    """Base of the descriptors that make a client's method from a function of this module."""
+
+    def __init__(self, build: Callable[P, Call[R]]) -> None:
+        self._build = build
+        self.__doc__ = build.__doc__
+        self.__wrapped__ = build
 
 
 def introspect() -> Call[dict[str, object]]:
@@ -125,36 +138,22 @@ def port_create(
     return Call("port.create", params, Port, (netns,))
 
 
-def port_plan(
-    network: str,
-    netns: NetnsSpec,
-    *,
-    ifname: str = "eth0",
-    name: str | None = None,
-    mac: str | None = None,
-    ips: Sequence[str] = (),
-    labels: Mapping[str, str] | None = None,
-    port_mappings: Sequence[PortMapping] = (),
-    limits: Limits | None = None,
-    mtu: int | None = None,
-    attach: Literal["clsact", "tcx"] | None = None,
-) -> Call[m.Plan]:
-    """Return what :func:`port_create` would do, as commands. Nothing is changed. Raises the same."""
-    params = m.PortCreateParams(
-        network=network,
-        netns=netns_path(netns),
-        ifname=ifname,
-        name=name,
-        mac=mac,
-        ips=tuple(ips),
-        labels=dict(labels or {}),
-        port_mappings=tuple(port_mappings),
-        limits=limits or Limits(),
-        mtu=mtu,
-        attach=attach,
-        dry_run=True,
+def _planned(create: Callable[P, Call[Port]]) -> Callable[P, Call[m.Plan]]:
+    """The same call with the same parameters, as a dry run."""
+
+    @functools.wraps(create)
+    def port_plan(*args: P.args, **kwargs: P.kwargs) -> Call[m.Plan]:
+        call = create(*args, **kwargs)
+        return Call(call.method, msgspec.structs.replace(call.params, dry_run=True), m.Plan, call.netns)
+
+    port_plan.__name__ = port_plan.__qualname__ = "port_plan"
+    port_plan.__doc__ = (
+        "Return what :func:`port_create` would do, as commands. Nothing is changed. Raises the same."
     )
-    return Call("port.create", params, m.Plan, (netns,))
+    return port_plan
+
+
+port_plan = _planned(port_create)
 
 
 def port_list(

@@ -42,6 +42,8 @@ BUILTIN_IPAM: Final = "portwright"
 MODELS: Final = ("veth", "netkit", "tap", "tcfilter", "macvtap", "macvlan", "ipvlan", "sriov", "adopt")
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+#: As everywhere else in the API, or nobody could delete the network again.
+_MAX_NAME: Final = 253
 #: RFC 791: a host must accept 68 bytes; rtnetlink holds MTU in 32 bits, IP in 16.
 _MIN_MTU: Final = 68
 _MAX_MTU: Final = 65535
@@ -213,6 +215,8 @@ def _attach(top: Fields) -> str:
 def _network_name(at: str, text: str) -> str:
     if not _NAME.fullmatch(text):
         raise InvalidInput(at, text, "invalid characters found in network name")
+    if len(text) > _MAX_NAME:
+        raise InvalidInput(at, f"{text[:40]}…", f"a network name has at most {_MAX_NAME} characters")
     return text
 
 

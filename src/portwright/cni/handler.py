@@ -90,7 +90,18 @@ class CniHandler:
     async def _add(self, request: CniRequest, fds: list[int]) -> bytes:
         host_fd, sandbox_fd = _namespaces(request, fds)
         conf = request.config
+        fresh = not self._networks.known(conf.network)
         network = self._networks.for_cni(conf)
+        try:
+            return await self._add_to(request, network, host_fd, sandbox_fd)
+        except BaseException:
+            # While a delegate ran, another ADD may have counted on the network: then it stays.
+            if fresh and not (conf.ipam is not None and conf.ipam.foreign):
+                self._networks.take_back(conf.network)
+            raise
+
+    async def _add_to(self, request: CniRequest, network: Network, host_fd: int, sandbox_fd: int) -> bytes:
+        conf = request.config
         owner = request.owner()
         if conf.ipam is not None and not conf.ipam.foreign and not (conf.pools or network.pools):
             raise InvalidInput("ipam.ranges", None, "no IP ranges specified")
@@ -215,11 +226,13 @@ class CniHandler:
         done = 0
         for path in spooled(spool):
             stamp = int(path.name.partition("-")[0]) / 1e9
-            payload = path.read_bytes()
             try:
-                request = parse(*wire.decode_request(payload))
-            except PortwrightError as error:
-                path.rename(path.with_name(f"{path.name}.bad"))
+                request = parse(*wire.decode_request(path.read_bytes()))
+                if request.command != "DEL":
+                    raise InvalidInput("CNI_COMMAND", request.command, "only DEL is spooled")
+            except (PortwrightError, OSError) as error:
+                with contextlib.suppress(OSError):
+                    path.rename(path.with_name(f"{path.name}.bad"))
                 log.error("spooled request %s is malformed: %s", path.name, error)
                 continue
             port = self._store.port_by_owner(request.owner().key())

@@ -20,6 +20,7 @@ import msgspec
 from portwright.cni.errors import CniCode, CniError
 from portwright.cni.fields import MAX_BYTES, Fields, address, interface, loads
 from portwright.cni.version import SUPPORTED, at_least
+from portwright.ipam import parse_gateway
 from portwright.model.errors import InvalidInput
 from portwright.model.network import Dns, Route
 
@@ -198,6 +199,8 @@ def route_in(fields: Fields, *, exact: bool = False) -> Route:
         found = address(fields.at("gw"), gw_text)
         if exact and found.version != dst.version:
             raise InvalidInput(fields.at("gw"), gw_text, f"must be of the family of dst {dst}")
+        if exact:
+            parse_gateway(fields.at("gw"), gw_text)
         gw = str(found)
     numbers: dict[str, int | None] = {}
     for key, high in _ROUTE_NUMBERS:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from portwright.ipam.allocator import REST_SECONDS, allocate, usage
 from portwright.ipam.leaks import Leak, ObservedLink, find_leaks
-from portwright.ipam.ranges import Pools, Range, RangeSet, canonical_pools, compile_pools
+from portwright.ipam.ranges import Pools, Range, RangeSet, canonical_pools, compile_pools, parse_gateway
 from portwright.ipam.state import AddressState, Allocation, Holder, Rest, Usage
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "canonical_pools",
     "compile_pools",
     "find_leaks",
+    "parse_gateway",
     "usage",
 ]

@@ -129,6 +129,15 @@ def parse_address(field: str, address: str) -> tuple[int, int]:
     return parsed.version, int(parsed)
 
 
+def parse_gateway(field: str, address: str) -> tuple[int, int]:
+    """As :func:`parse_address`, for what is to be a router: the address of one device."""
+    family, value = parse_address(field, address)
+    parsed = ip_address(address)
+    if parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback or address == "255.255.255.255":
+        raise InvalidInput(field, address, "a gateway needs the address of one device")
+    return family, value
+
+
 def canonical_pools(
     pools: Sequence[Sequence[AddressRange]], *, field: str = "ipam.ranges"
 ) -> tuple[tuple[AddressRange, ...], ...]:
@@ -305,7 +314,7 @@ def _parse_range(given: AddressRange, field: str) -> Range:
     gateway = low
     if given.gateway is not None:
         # Outside the subnet is allowed: an on-link route to it is the sandbox's matter.
-        gateway_family, gateway = parse_address(f"{field}.gateway", given.gateway)
+        gateway_family, gateway = parse_gateway(f"{field}.gateway", given.gateway)
         if gateway_family != family:
             raise InvalidInput(f"{field}.gateway", given.gateway, f"of another family than {net}")
     return Range(family, str(net), net.prefixlen, first, last, gateway, given.gateway is not None)

@@ -114,10 +114,8 @@ def ensure_clsact(sock: NetlinkSocket, ifindex: int) -> bool:
     someone's ``ingress`` qdisc holds the place: it has no egress side, and taking it away would
     take its filters with it.
     """
-    body = _TCMSG.pack(0, ifindex, _HANDLE, _TC_H_CLSACT, 0) + attr_str(_TCA_KIND, "clsact")
-    name = f"tc qdisc add dev if{ifindex} clsact"
     try:
-        sock.execute([Request(_RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body, name)])
+        sock.execute([_clsact(ifindex)])
     except RequestFailed as exc:
         if exc.errno == errno.ENODEV:
             raise NotFound("link", f"if{ifindex}") from exc
@@ -176,24 +174,40 @@ def attach_bpf(
             if found.name != name:
                 raise Conflict("filter slot", slot, f"it holds someone's filter {found.name!r}")
             ours = True
-    options = attr_nested(
-        _TCA_OPTIONS,
-        attr_u32(_TCA_BPF_FD, prog_fd),
-        attr_str(_TCA_BPF_NAME, name),
-        attr_u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT),
-    )
-    words = (
-        f"tc filter replace dev if{ifindex} {direction} pref {pref} handle {handle:#x} bpf da object {name}"
-    )
     # Exclusive when the slot looked free: if someone took it since, that is a refusal, not a theft.
     flags = NLM_F_CREATE if ours else NLM_F_CREATE | NLM_F_EXCL
-    body = _slot(ifindex, direction, pref, handle) + options
     try:
-        sock.execute([Request(_RTM_NEWTFILTER, flags, body, words)])
+        sock.execute([_filter(ifindex, direction, prog_fd, name=name, pref=pref, handle=handle, flags=flags)])
     except RequestFailed as exc:
         if exc.errno == errno.EEXIST:
             raise Conflict("filter slot", slot, "someone took it at this very moment") from exc
         raise
+
+
+def attach_fresh(
+    sock: NetlinkSocket,
+    ifindex: int,
+    direction: Direction,
+    prog_fd: int,
+    *,
+    name: str,
+    pref: int,
+    handle: int,
+) -> bool:
+    """As ensure_clsact() and attach_bpf(), in one round trip, where nobody can have been before us.
+
+    ``ingress`` makes the clsact too, so it goes first. False if anything was refused, whatever of it
+    was done then: somebody was here after all, and the two careful ones are to be called.
+    """
+    exclusive = NLM_F_CREATE | NLM_F_EXCL
+    requests = [_filter(ifindex, direction, prog_fd, name=name, pref=pref, handle=handle, flags=exclusive)]
+    if direction == "ingress":
+        requests.insert(0, _clsact(ifindex))
+    try:
+        sock.execute(requests)
+    except RequestFailed:
+        return False
+    return True
 
 
 def detach_bpf(
@@ -218,3 +232,23 @@ def detach_bpf(
 def _slot(ifindex: int, direction: Direction, pref: int, handle: int) -> bytes:
     info = pref << _PREF_SHIFT | _ETH_P_ALL
     return _TCMSG.pack(0, ifindex, handle, _PARENTS[direction], info) + attr_str(_TCA_KIND, "bpf")
+
+
+def _clsact(ifindex: int) -> Request:
+    body = _TCMSG.pack(0, ifindex, _HANDLE, _TC_H_CLSACT, 0) + attr_str(_TCA_KIND, "clsact")
+    return Request(_RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body, f"tc qdisc add dev if{ifindex} clsact")
+
+
+def _filter(
+    ifindex: int, direction: Direction, prog_fd: int, *, name: str, pref: int, handle: int, flags: int
+) -> Request:
+    options = attr_nested(
+        _TCA_OPTIONS,
+        attr_u32(_TCA_BPF_FD, prog_fd),
+        attr_str(_TCA_BPF_NAME, name),
+        attr_u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT),
+    )
+    words = (
+        f"tc filter replace dev if{ifindex} {direction} pref {pref} handle {handle:#x} bpf da object {name}"
+    )
+    return Request(_RTM_NEWTFILTER, flags, _slot(ifindex, direction, pref, handle) + options, words)

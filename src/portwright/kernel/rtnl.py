@@ -56,7 +56,6 @@ from portwright.kernel.rtnl_parse import (
     NeighInfo,
     RouteInfo,
     addresses,
-    default_uplink,
     link_by_index,
     link_by_name,
     link_get,
@@ -66,6 +65,7 @@ from portwright.kernel.rtnl_parse import (
     parse_link,
     routes,
 )
+from portwright.kernel.rtnl_uplink import default_uplink
 from portwright.model.errors import InvalidInput
 
 __all__ = [

@@ -189,7 +189,7 @@ def routes(
 
     The kernel filters; ``oif`` finds a multipath route by any of its hops.
     """
-    found = map(parse_route, _route_messages(sock, table, oif, family))
+    found = map(parse_route, route_messages(sock, table, oif, family))
     return [route for route in found if route is not None]
 
 
@@ -199,20 +199,6 @@ def neighbours(sock: NetlinkSocket, index: int | None = None) -> list[NeighInfo]
     request = Request(RTM_GETNEIGH, 0, body, "ip neigh show", (errno.ENODEV,))
     found = (parse_neighbour(message) for message in sock.dump(request))
     return [n for n in found if n is not None and index in (None, n.index)]
-
-
-def default_uplink(sock: NetlinkSocket, family: int) -> LinkInfo | None:
-    """Return the device of the main table's default route with the lowest metric, if any."""
-    best: RouteInfo | None = None
-    for message in _route_messages(sock, RT_TABLE_MAIN, None, family):
-        if len(message.body) > 1 and message.body[1]:
-            continue  # not a default route: a full BGP table passes here without being parsed
-        route = parse_route(message)
-        if route is None or route.family != family or route.type != "unicast" or not route.oif:
-            continue
-        if best is None or route.priority < best.priority:
-            best = route
-    return None if best is None else link_by_index(sock, best.oif)
 
 
 def _one_link(sock: NetlinkSocket, dev: int | str) -> LinkInfo | None:
@@ -230,9 +216,10 @@ def _parsed_links(messages: Iterable[Message], stats: bool = True) -> Iterator[L
     return (link for link in parsed if link is not None)
 
 
-def _route_messages(
+def route_messages(
     sock: NetlinkSocket, table: int | None, oif: int | None, family: int | None
 ) -> Iterator[Message]:
+    """Give the messages of a dump of routes, to be parsed or not; arguments as of routes()."""
     # RTA_TABLE makes the kernel filter; a table that does not exist yet is ENOENT, an empty one to us.
     attrs = (b"" if table is None else attr_u32(RTA_TABLE, table)) + (
         b"" if oif is None else attr_u32(RTA_OIF, oif)

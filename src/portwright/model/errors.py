@@ -11,6 +11,13 @@ import errno as _errno
 import os
 from typing import ClassVar
 
+#: Characters of what a caller sent that an error repeats: it may have sent a megabyte.
+_MAX_SHOWN = 300
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
 
 class PortwrightError(Exception):
     """Base of every deliberate error. ``code`` is stable and goes over the socket."""
@@ -31,9 +38,10 @@ class InvalidInput(PortwrightError):
     code = "invalid"
 
     def __init__(self, field: str, value: object, why: str) -> None:
-        super().__init__(f"{field}: {why} (got {value!r})")
-        self.field = field
-        self.value = value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+        super().__init__(f"{_short(field)}: {_short(why)} (got {_short(repr(value))})")
+        self.field = _short(field)
+        plain = value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+        self.value = _short(plain) if isinstance(plain, str) else plain
         self.why = why
 
 
@@ -43,9 +51,9 @@ class NotFound(PortwrightError):
     code = "not-found"
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"{kind} {name!r} does not exist")
+        super().__init__(f"{kind} {_short(name)!r} does not exist")
         self.kind = kind
-        self.name = name
+        self.name = _short(name)
 
 
 class Conflict(PortwrightError):

@@ -13,6 +13,8 @@ import select
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 
 from portwright.dataplane import values
 from portwright.dataplane.abi import PwDir, PwLimitKey
@@ -42,11 +44,13 @@ class Applier:
         self._device_index = 0
         self._batch: list[Request] = []
         self._batch_socket: NetlinkSocket | None = None
+        self._beside: list[Future[None]] = []
 
     def __enter__(self) -> Applier:
         return self
 
     def __exit__(self, *_: object) -> None:
+        wait(self._beside)
         if self._sandbox is not None:
             self._sandbox.close()
 
@@ -70,6 +74,7 @@ class Applier:
                     self._flush()
                 self._faults.reach(kind, done, "after")
             self._flush()
+            self._join()
         except BaseException:
             self._batch.clear()
             if not undo:
@@ -90,8 +95,17 @@ class Applier:
                 self._batch.clear()
                 first = first or error
             self._faults.reach(kind, step, "after")
+        try:
+            self._join()
+        except Exception as error:  # noqa: BLE001 - the same
+            first = first or error
         if first is not None:
             raise first
+
+    def _join(self) -> None:
+        """Waits for what goes on beside; raises what failed there."""
+        while self._beside:
+            self._beside.pop().result()
 
     # -- netlink batches -------------------------------------------------------------------------
 
@@ -224,7 +238,8 @@ class Applier:
             case op.AwaitLink(rep=rep):
                 self._await_link(rep)
             case op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):
-                switch.attach(port_id, self._ifindex(rep), direction_of(direction), how)
+                fresh = bool(self._device_index)  # made by this very plan
+                switch.attach(port_id, self._ifindex(rep), direction_of(direction), how, fresh=fresh)
             case op.DetachProgram(port_id=port_id, direction=direction):
                 switch.detach(port_id, direction_of(direction))
             case op.PutPort():
@@ -251,9 +266,17 @@ class Applier:
             case op.RemoveTargets(port_id=port_id, addresses=addresses):
                 self._remove_targets(port_id, addresses)
             case op.PublishPorts(port_id=port_id, mappings=mappings, addresses=addresses):
+                self._join()  # a purge of withdrawn ports uses the same socket
                 nat.publish_ports(switch, port_id, mappings, addresses)
             case op.UnpublishPorts(mappings=mappings, addresses=addresses):
-                nat.unpublish_ports(switch, mappings, addresses)
+                try:
+                    nat.withdraw_ports(switch, mappings, addresses)
+                finally:
+                    # Some 10 ms, the longest part of a DEL, and nothing else of it depends on it.
+                    purge = partial(nat.purge, switch, mappings, addresses, added=False)
+                    self._beside.append(switch.beside(purge))
+                if self._faults.armed:
+                    self._join()
             case _:
                 raise InternalError(f"no way to apply {type(operation).__name__}")
 

@@ -42,12 +42,16 @@ class Changes:
         limits: Limits | None = None,
         mtu: int | None = None,
         labels: dict[str, str] | None = None,
+        heard: bool = False,
     ) -> Port:
         """Changes a port, attached or not; None leaves a value. The new record is durable first.
 
         ``admin`` is the representor's: down means no carrier inside and no traffic either way (R8, R10),
         for this device and the next. A new MTU is told to the sandbox's end, and enforced whether that
         listens or not. Raises InvalidInput with nothing changed.
+
+        ``heard``: the representor itself has been changed, and may be changed again by now. Then it is
+        left alone: to write what was heard would undo what came after it.
         """
         new = msgspec.structs.replace(
             port,
@@ -71,7 +75,7 @@ class Changes:
             plan += [veth.entry(new), veth.targets(new)]
         if admin is not None:
             plan += veth.enable(new) if admin == "up" else veth.disable(new)
-        self._apply(switch, plan)
+        self._apply(switch, [o for o in plan if not (heard and isinstance(o, SetLink))])
         if mtu is not None:
             self._tell_mtu(switch, new)
         return new
@@ -80,14 +84,20 @@ class Changes:
 
     def mtu_changed(self, port: Port, mtu: int) -> Port:
         """The representor's MTU was changed with ``ip link``: record, data path and sandbox follow (R11)."""
-        changed = self.set(port, mtu=mtu)
+        changed = self.set(port, mtu=mtu, heard=True)
         if changed.admin == "up":  # below 1,280 bytes the kernel took IPv6 away, and its routes with it
             self.refresh(changed)
         return changed
 
     def admin_changed(self, port: Port, admin: str) -> Port:
         """The representor was set up or down with ``ip link``: as if by ``port set --admin``."""
-        return self.set(port, admin=admin)
+        return self.set(port, admin=admin, heard=True)
+
+    def keep_mtu(self, port: Port) -> None:
+        """Puts back the MTU on record, and the routes that the other one may have cost."""
+        self.set(port, mtu=port.mtu)
+        if port.admin == "up":
+            self.refresh(port)
 
     def refresh(self, port: Port) -> None:
         """Puts back the host's routes and neighbours, which the kernel flushes when a link goes down."""

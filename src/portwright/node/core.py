@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import sys
 import time
 from collections import deque
@@ -93,6 +94,10 @@ class Core:
     def switch_for(self, fd: int | None = None) -> Switch:
         """The switch of the namespace behind ``fd`` (stays the caller's), or of our own."""
         source = self._own_fd if fd is None else fd
+        if fd is not None and not netns.is_netns(fd):
+            raise InvalidInput(
+                "netns", str(Path(f"/proc/self/fd/{fd}").readlink()), "is no network namespace"
+            )
         cookie = self.own_cookie if fd is None else netns.cookie(fd)
         switch = self.switches.get(cookie)
         if switch is None:
@@ -239,7 +244,7 @@ class Core:
 
     def uplink_mtu(self, switch: Switch) -> int:
         """The MTU of the device of the default route (IPv4's first), or 1500 without one."""
-        for family in (4, 6):
+        for family in (socket.AF_INET, socket.AF_INET6):
             uplink = rtnl.default_uplink(switch.rtnl, family)
             if uplink is not None and uplink.mtu:
                 return min(uplink.mtu, 65535)
@@ -263,7 +268,7 @@ class Core:
 
         Without this an uplink that has its default route from one would lose it.
         """
-        uplink = rtnl.default_uplink(switch.rtnl, 6)
+        uplink = rtnl.default_uplink(switch.rtnl, socket.AF_INET6)
         if uplink is None:
             return
         path = f"net/ipv6/conf/{uplink.name}/accept_ra"

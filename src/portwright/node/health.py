@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import time
 from typing import NamedTuple
@@ -195,9 +196,9 @@ class Health:
             )
         uplinks = []
         switch = self._core.switch_for()
-        for family in (4, 6):
+        for name, family in (("IPv4", socket.AF_INET), ("IPv6", socket.AF_INET6)):
             link = rtnl.default_uplink(switch.rtnl, family)
-            uplinks.append(f"IPv{family}: {link.name} mtu {link.mtu}" if link else f"IPv{family}: none")
+            uplinks.append(f"{name}: {link.name} mtu {link.mtu}" if link else f"{name}: none")
         findings.append(
             Finding(
                 "uplink",

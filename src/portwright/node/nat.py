@@ -6,8 +6,10 @@ import errno
 import ipaddress
 from collections.abc import Iterable
 
+import msgspec
+
 from portwright.kernel import conntrack
-from portwright.model.errors import KernelFailed
+from portwright.model.errors import KernelFailed, NetlinkFailed
 from portwright.model.network import Network
 from portwright.model.port import Port, PortAddress, PortMapping
 from portwright.node.switch import Switch
@@ -20,20 +22,19 @@ def publish_ports(
     """Adds the elements, then purges conntrack that led elsewhere. The table must be there."""
     mappings, addresses = tuple(mappings), tuple(addresses)
     switch.nft.run(nat.port_elements_add(switch.instance, mappings, addresses, holder=port_id))
-    _purge(switch, mappings, addresses, added=True)
+    purge(switch, mappings, addresses, added=True)
 
 
-def unpublish_ports(
-    switch: Switch, mappings: Iterable[PortMapping], addresses: Iterable[PortAddress]
-) -> None:
-    """Removes the elements, whatever of them is there, then purges conntrack that led here."""
-    mappings, addresses = tuple(mappings), tuple(addresses)
-    script = nat.port_elements_delete(switch.instance, mappings, addresses)
-    # ENOENT: the table is gone, and the elements with it. EEXIST: another holder's by now.
-    failed = switch.nft.run_each(nat.each(script), ignore=(errno.ENOENT, errno.EEXIST))
-    _purge(switch, mappings, addresses, added=False)
-    if failed:
-        raise failed[0]
+def withdraw_ports(switch: Switch, mappings: Iterable[PortMapping], addresses: Iterable[PortAddress]) -> None:
+    """Removes the elements, whatever of them is there. ``purge`` what led here is due after it."""
+    script = nat.port_elements_delete(switch.instance, tuple(mappings), tuple(addresses))
+    try:
+        switch.nft.run(script)  # nearly always all of it is there: one transaction, one RCU grace period
+    except KernelFailed:
+        # ENOENT: the table is gone, and the elements with it. EEXIST: another holder's by now.
+        failed = switch.nft.run_each(nat.each(script), ignore=(errno.ENOENT, errno.EEXIST))
+        if failed:
+            raise failed[0] from None
 
 
 def declare_subnets(switch: Switch, networks: Iterable[Network], strays: Iterable[Port] = ()) -> None:
@@ -100,21 +101,20 @@ def repair(switch: Switch, publications: Iterable[publish.Publication]) -> bool:
     return bool(script)
 
 
-def _purge(
-    switch: Switch, mappings: tuple[PortMapping, ...], addresses: tuple[PortAddress, ...], *, added: bool
+def purge(
+    switch: Switch, mappings: Iterable[PortMapping], addresses: Iterable[PortAddress], *, added: bool
 ) -> None:
-    for purge in publish.purges(mappings, addresses, added=added):
-        try:
-            conntrack.purge(
-                switch.fd,
-                proto=purge.proto,
-                family=purge.family,
-                orig_dst_port=purge.orig_dst_port,
-                orig_dst=purge.orig_dst,
-                reply_src=purge.reply_src,
-                reply_src_port=purge.reply_src_port,
-            )
-        except KernelFailed as error:
-            # No ctnetlink in this kernel: nothing can be stale that we could see.
-            if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.ENOENT):
-                raise
+    """Deletes the conntrack entries that lead elsewhere (``added``) or that led through the mappings."""
+    wanted = [
+        conntrack.Entries(**msgspec.structs.asdict(purge))
+        for purge in publish.purges(mappings, addresses, added=added)
+    ]
+    if not wanted:
+        return
+    try:
+        with switch.conntrack() as socket:
+            conntrack.purge(socket, *wanted)
+    except (KernelFailed, NetlinkFailed) as error:
+        # No ctnetlink in this kernel: nothing can be stale that we could see.
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.ENOENT):
+            raise

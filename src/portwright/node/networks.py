@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Protocol
 
 import msgspec
 
-from portwright.model.errors import InvalidInput, NotFound
+from portwright.ipam import compile_pools
+from portwright.model.errors import Conflict, InvalidInput, NotFound
 from portwright.model.network import AddressRange, Dns, Network, Route
 from portwright.node.core import Core
+from portwright.plan.routes import canonical_routes, check_dns
 
 
 class NetworkConf(Protocol):
@@ -59,8 +62,8 @@ class Networks:
                 mtu=mtu,
                 masquerade=masquerade,
                 reach=reach,
-                routes=routes,
-                dns=dns,
+                routes=canonical_routes(routes),
+                dns=check_dns(dns),
                 reserved=reserved,
                 source="cli",
             )
@@ -90,6 +93,9 @@ class Networks:
         if conf.ipam is None and conf.network != conf.name:
             raise NotFound("network", conf.network)
         wanted = conf.as_network(known.net_id if known else 0)
+        if wanted != known and wanted.pools:
+            # Judged here first: the store would name the field by its own word for it.
+            compile_pools(wanted.name, wanted.pools, wanted.reserved)
         if known is None:
             network = self._store.add_network(wanted)
             self._core.refresh_networks()
@@ -109,6 +115,15 @@ class Networks:
         if network != known:
             self._core.refresh_networks()
         return network
+
+    def known(self, name: str) -> bool:
+        """Tell whether there is a network of this name."""
+        return any(network.name == name for network in self._store.networks())
+
+    def take_back(self, name: str) -> None:
+        """Deletes a network that a failed ADD has made, unless a port is on it by now."""
+        with contextlib.suppress(Conflict, NotFound):
+            self.delete(name)
 
     def exhausted(self, name: str) -> str:
         """A sentence if no further port fits into the network's pools, else ''."""

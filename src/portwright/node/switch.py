@@ -19,7 +19,8 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from portwright.dataplane import values
@@ -35,7 +36,7 @@ from portwright.kernel.bpf import (
     features,
     possible_cpus,
 )
-from portwright.kernel.netlink import NetlinkSocket
+from portwright.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from portwright.kernel.nft import Nft
 from portwright.kernel.reaper import LinkReaper
 from portwright.model.errors import Conflict, InternalError, InvalidInput, KernelFailed
@@ -61,6 +62,8 @@ class Switch:
         self._reaper: LinkReaper | None = None
         self.instance = instance
         self._nft: Nft | None = None
+        self._conntrack: NetlinkSocket | None = None
+        self._helper: ThreadPoolExecutor | None = None
         self.maps: dict[str, Map] = {}
         self.programs: dict[str, Program] = {}
         #: our nft table is there and current (see node.nat)
@@ -92,6 +95,31 @@ class Switch:
         if self._nft is None:
             self._nft = Nft(self.fd)
         return self._nft
+
+    def beside(self, work: Callable[[], None]) -> Future[None]:
+        """Does ``work`` in a thread, one after the other; the caller waits for its end before it answers.
+
+        For what the kernel is long at and nothing else waits for; it must touch nothing that the caller uses.
+        """
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside")
+        return self._helper.submit(work)
+
+    @contextlib.contextmanager
+    def conntrack(self) -> Iterator[NetlinkSocket]:
+        """A netfilter socket of this namespace, kept from one use to the next.
+
+        Kept because *closing* one waits until nf_tables has freed what the last transaction removed
+        (nft_rcv_nl_event, net/netfilter/nf_tables_api.c): two RCU grace periods, 14 ms of a DEL.
+        """
+        if self._conntrack is None:
+            self._conntrack = NetlinkSocket(NETLINK_NETFILTER, self.fd)
+        try:
+            yield self._conntrack
+        except KernelFailed:  # answers may still be on their way
+            self._conntrack.close()
+            self._conntrack = None
+            raise
 
     def _load(self) -> None:
         digest = hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
@@ -168,9 +196,16 @@ class Switch:
         """Where a TCX link of the port is pinned, or would be."""
         return self.pins / "links" / f"{port_id}_{direction}"
 
-    def attach(self, port_id: str, ifindex: int, direction: Direction, how: str) -> None:
-        """Attaches; with ``how`` tcx also pins: an older pin of the port (its device is gone) is replaced."""
+    def attach(
+        self, port_id: str, ifindex: int, direction: Direction, how: str, *, fresh: bool = False
+    ) -> None:
+        """Attaches; with ``how`` tcx also pins: an older pin of the port (its device is gone) is replaced.
+
+        ``fresh``: the device was made a moment ago, so the careful way is only taken if that turns out wrong.
+        """
         if how == "clsact":
+            if fresh and self._put_fresh_filter(ifindex, direction):
+                return
             clsact.ensure_clsact(self.rtnl, ifindex)
             self._put_filter(ifindex, direction)
             return
@@ -208,6 +243,13 @@ class Switch:
         name = PROGRAMS[direction]
         fd = self.programs[name].fd
         clsact.attach_bpf(
+            self.rtnl, ifindex, direction, fd, name=name, pref=CLSACT_PREF, handle=CLSACT_HANDLE
+        )
+
+    def _put_fresh_filter(self, ifindex: int, direction: Direction) -> bool:
+        name = PROGRAMS[direction]
+        fd = self.programs[name].fd
+        return clsact.attach_fresh(
             self.rtnl, ifindex, direction, fd, name=name, pref=CLSACT_PREF, handle=CLSACT_HANDLE
         )
 
@@ -260,6 +302,12 @@ class Switch:
         if self._nft is not None:
             self._nft.close()
             self._nft = None
+        if self._helper is not None:
+            self._helper.shutdown(wait=True)
+            self._helper = None
+        if self._conntrack is not None:
+            self._conntrack.close()
+            self._conntrack = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -148,7 +148,7 @@ class Watch:
             log.info("port %s: MTU of %s is now %d, the sandbox follows", port.port_id, port.rep_name, mtu)
         except InvalidInput as error:
             self._alarm(f"port {port.port_id}: {port.rep_name} was given an MTU that is put back: {error}")
-            self._changes.mtu_changed(port, port.mtu)
+            self._changes.keep_mtu(port)
 
     def _moved(self, switch: Switch, port: Port, moved_to: int, index: int) -> None:
         what = f"port {port.port_id}: its representor {port.rep_name} was moved to another namespace"

@@ -13,7 +13,7 @@ import ctypes
 import os
 import warnings
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import ClassVar, NoReturn, Self
 
 from portwright.kernel.bpf import _libbpf
 from portwright.model.errors import KernelFailed
@@ -25,12 +25,36 @@ def failed(ret: int, what: str, detail: str = "") -> NoReturn:
 
 
 class OwnedFd:
-    """Base of everything here that owns one descriptor. The kernel makes them close-on-exec."""
+    """Base of everything here that owns one descriptor. The kernel makes them close-on-exec.
+
+    A class of objects names itself by ``_KIND``, as the kernel does (``map``, ``prog``, ``link``), and
+    ``_NOUN``, as its users do.
+    """
 
     __slots__ = ("__weakref__", "_fd")
+    _KIND: ClassVar[str]
+    _NOUN: ClassVar[str]
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+
+    @classmethod
+    def from_pin(cls, path: str | os.PathLike[str]) -> Self:
+        """What is pinned at ``path``. KernelFailed: ENOENT, or EINVAL when it is of another kind."""
+        fd = open_pin(path)
+        check_kind(fd, f"bpf-{cls._KIND}", path)
+        return cls(fd)
+
+    @classmethod
+    def from_id(cls, number: int) -> Self:
+        """The object with the kernel's id, such as an info or a map of maps gives.
+
+        KernelFailed(ENOENT) when it's gone.
+        """
+        fd: int = getattr(_libbpf, f"bpf_{cls._KIND}_get_fd_by_id")(number)
+        if fd < 0:
+            failed(fd, f"open the {cls._NOUN} with id {number}")
+        return cls(fd)
 
     @property
     def fd(self) -> int:
@@ -68,7 +92,9 @@ class OwnedFd:
             warnings.warn(f"unclosed {shown}", ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._fd < 0 else f'fd={self._fd}'}>"
+        name = getattr(self, "name", None)  # not yet there when __init__ failed
+        shown = "" if name is None else f" {name!r}"
+        return f"<{type(self).__name__}{shown} {'closed' if self._fd < 0 else f'fd={self._fd}'}>"
 
     def _closed(self) -> NoReturn:
         raise ValueError(f"{self!r} is closed")

@@ -10,12 +10,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NoReturn, Self
 
 from portwright.kernel.bpf import _libbpf
-from portwright.kernel.bpf._fd import OwnedFd, check_kind, failed, object_info, open_pin
+from portwright.kernel.bpf._fd import OwnedFd, failed, object_info
 from portwright.kernel.bpf._libbpf import ENOTSUPP, BatchOpts, MapCreateOpts, MapInfo
 from portwright.kernel.bpf.enums import BPF_ANY, PERCPU_TYPES, MapType
 from portwright.kernel.bpf.spec import MapSpec
@@ -57,6 +56,8 @@ class Map(OwnedFd):
     """
 
     __slots__ = ("_raw_t", "flags", "id", "key_size", "max_entries", "name", "percpu", "type", "value_size")
+    _KIND = "map"
+    _NOUN = "map"
 
     def __init__(self, fd: int, name: str | None = None) -> None:
         """Take over ``fd``, which must be a map's; it is closed when reading its info fails."""
@@ -100,48 +101,28 @@ class Map(OwnedFd):
             failed(fd, f"create the map {spec.name}", f"{spec.type.name}, {spec.max_entries} entries")
         return cls(fd, spec.name)
 
-    @classmethod
-    def from_pin(cls, path: str | os.PathLike[str]) -> Self:
-        """The map pinned at ``path``. KernelFailed: ENOENT, or EINVAL when it isn't a map."""
-        fd = open_pin(path)
-        check_kind(fd, "bpf-map", path)
-        return cls(fd)
-
-    @classmethod
-    def from_id(cls, map_id: int) -> Self:
-        """The map with the kernel's ``map_id``, such as a lookup in a map of maps gives."""
-        fd: int = _libbpf.bpf_map_get_fd_by_id(map_id)
-        if fd < 0:
-            failed(fd, f"open the map with id {map_id}")
-        return cls(fd)
-
-    def __repr__(self) -> str:
-        state = "closed" if self._fd < 0 else f"fd={self._fd}"
-        return f"<Map {getattr(self, 'name', '?')!r} {state}>"
-
     # -- one entry ---------------------------------------------------------------------------------
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value of ``key``, or None. A map of maps gives the inner map's id (native u32)."""
         if len(key) != self.key_size or self.percpu:
             self._misuse(key, None)
+        return self._lookup(key)
+
+    def lookup_percpu(self, key: bytes) -> list[bytes] | None:
+        """The value of ``key`` on each possible CPU, by CPU number, or None."""
+        if len(key) != self.key_size or not self.percpu:
+            self._misuse(key, None)
+        raw = self._lookup(key)
+        return None if raw is None else self._split(raw)
+
+    def _lookup(self, key: bytes) -> bytes | None:
         value = self._raw_t()
         ret = _lookup_elem(self._fd, key, value)
         if ret < 0:
             self._absent(ret, "look up in")
             return None
         return value.raw
-
-    def lookup_percpu(self, key: bytes) -> list[bytes] | None:
-        """The value of ``key`` on each possible CPU, by CPU number, or None."""
-        if len(key) != self.key_size or not self.percpu:
-            self._misuse(key, None)
-        value = self._raw_t()
-        ret = _lookup_elem(self._fd, key, value)
-        if ret < 0:
-            self._absent(ret, "look up in")
-            return None
-        return self._split(value.raw)
 
     def update(self, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
         """Set ``key`` to ``value``; atomic for one entry of a hash.

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from portwright.kernel.bpf import _libbpf
-from portwright.kernel.bpf._fd import OwnedFd, check_kind, failed, object_info, open_pin
+from portwright.kernel.bpf._fd import OwnedFd, failed, object_info
 from portwright.kernel.bpf._libbpf import LinkCreateOpts, LinkInfoRaw, ProgInfo, QueryOpts, TestRunOpts
 from portwright.kernel.bpf.enums import AttachType, LinkType, ProgramType
 
@@ -50,6 +49,8 @@ class Program(OwnedFd):
     """
 
     __slots__ = ("id", "name", "tag", "type")
+    _KIND = "prog"
+    _NOUN = "program"
 
     def __init__(self, fd: int, name: str | None = None) -> None:
         """Take over ``fd``, which must be a program's; it is closed when reading its info fails."""
@@ -64,25 +65,6 @@ class Program(OwnedFd):
         self.name: str = info.name.decode() if name is None else name
         self.type = ProgramType(info.type)
         self.tag: str = bytes(info.tag).hex()
-
-    @classmethod
-    def from_pin(cls, path: str | os.PathLike[str]) -> Self:
-        """The program pinned at ``path``. KernelFailed: ENOENT, or EINVAL when it isn't a program."""
-        fd = open_pin(path)
-        check_kind(fd, "bpf-prog", path)
-        return cls(fd)
-
-    @classmethod
-    def from_id(cls, program_id: int) -> Self:
-        """The program with the kernel's ``program_id``; KernelFailed(ENOENT) when it's gone."""
-        fd: int = _libbpf.bpf_prog_get_fd_by_id(program_id)
-        if fd < 0:
-            failed(fd, f"open the program with id {program_id}")
-        return cls(fd)
-
-    def __repr__(self) -> str:
-        state = "closed" if self._fd < 0 else f"fd={self._fd}"
-        return f"<Program {getattr(self, 'name', '?')!r} {state}>"
 
     def test_run(
         self, data: bytes, *, ctx: bytes | None = None, repeat: int = 1, data_out_size: int | None = None
@@ -137,6 +119,8 @@ class Link(OwnedFd):
     """
 
     __slots__ = ()
+    _KIND = "link"
+    _NOUN = "link"
 
     @classmethod
     def attach_tcx(cls, program: Program, ifindex: int, direction: Direction) -> Self:
@@ -179,21 +163,6 @@ class Link(OwnedFd):
         )
         if fd < 0:
             failed(fd, f"attach {program.name} to {attach_type.name} of {target}")
-        return cls(fd)
-
-    @classmethod
-    def from_pin(cls, path: str | os.PathLike[str]) -> Self:
-        """The link pinned at ``path``. KernelFailed: ENOENT, or EINVAL when it isn't a link."""
-        fd = open_pin(path)
-        check_kind(fd, "bpf-link", path)
-        return cls(fd)
-
-    @classmethod
-    def from_id(cls, link_id: int) -> Self:
-        """The link with the kernel's ``link_id``; KernelFailed(ENOENT) when it's gone."""
-        fd: int = _libbpf.bpf_link_get_fd_by_id(link_id)
-        if fd < 0:
-            failed(fd, f"open the link with id {link_id}")
         return cls(fd)
 
     def update(self, program: Program) -> None:
