@@ -86,6 +86,8 @@ def document(report: Report) -> str:
         "",
         f"Measured {when} by `make bench` in {report.seconds:.0f} s: all contenders side by side, in turn,",
         "in one run. Figures are medians with quartiles in brackets; a ratio is the rounds' median ratio.",
+        "Everything, plugins and daemons too, runs at one real-time priority (SCHED_RR), so that other",
+        "processes of the machine don't count.",
         "Absolute figures are this machine's: two virtual CPUs, noisy. The ratios are what carries over.",
         "",
         *(f"- {key}: {value}" for key, value in report.machine.items()),

@@ -18,27 +18,41 @@ def look() -> Snapshot:
     return snapshot()
 
 
-def left_since(before: Snapshot) -> list[str]:
-    """What is new since ``before``, after the kernel had time to settle; [] as soon as it is nothing.
+def left_since(before: Snapshot) -> tuple[list[str], str]:
+    """(what is new since ``before``, a note), after the kernel had time to settle; [] as soon as it is nothing.
 
-    What carries the mark of another test session that still runs is that session's.
+    What carries the mark of a process that lives is that process's: ours have all ended. While others of
+    this project run on the machine, objects that can't carry a mark (loaded programs) may be
+    theirs: they are left out, and the note says so.
     """
     deadline = time.monotonic() + _SETTLE
     while True:
-        now = snapshot()
-        left = sorted(name for name, text in now.items() if name not in before and not _anothers(text))
+        new = {name: text for name, text in snapshot().items() if name not in before}
+        left = sorted(name for name, text in new.items() if not any(map(_lives, _owners(text))))
+        others = sorted(_others())
+        if others:
+            left = [name for name in left if _owners(new[name])]
         if not left or time.monotonic() > deadline:
-            return left
+            return left, f"unmarked ones not judged: {', '.join(others)} run here" if others else ""
         time.sleep(0.2)  # namespaces go in the background, and nothing tells when
 
 
-def _anothers(text: str) -> bool:
-    """Tell whether it belongs to a session of tests that is still running."""
-    owners = {int(pid) for pid in re.findall(r"pwt-(\d+)-", text)}
-    return any(_is_pytest(pid) for pid in owners if pid != os.getpid())
+def _owners(text: str) -> set[int]:
+    return {int(pid) for pid in re.findall(r"pwt-(\d+)-", text)}
 
 
-def _is_pytest(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return b"pytest" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
+def _lives(pid: int) -> bool:
+    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
+
+
+def _others() -> set[str]:
+    """Other processes that make objects like ours: sessions of tests, daemons, the benchmark."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if re.search(r"portwright node run|-m (bench|pytest)\b|bin/pytest", words):
+                found.add(f"pid {folder.name}")
+    return found

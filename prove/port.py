@@ -117,7 +117,7 @@ def performance(runner: Runner) -> Iterator[Line]:
 
 
 def goal_lines(body: dict[str, Any]) -> Iterable[Line]:
-    """A line for each goal in the benchmark's JSON."""
+    """A line for each goal in the benchmark's JSON (bench/report.py)."""
     for goal in body["goals"]:
         yield Line(bool(goal["met"]), str(goal["name"]), str(goal["figure"]))
 

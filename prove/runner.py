@@ -75,6 +75,8 @@ class Runner:
                 self._follow(name, process, file, re.compile(counting or r"(?!)"), began + timeout)
             finally:
                 status = _end(process)
+                if process.stdout is not None:
+                    process.stdout.close()
                 self._erase()
         seconds = time.monotonic() - began
         output = log.read_text(errors="replace")

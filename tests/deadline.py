@@ -11,7 +11,7 @@ T = TypeVar("T")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 5.0, why: str = "the condition") -> T:
+def wait_until(predicate: Callable[[], T | None], timeout: float = 5.0, why: str = "the condition") -> T:
     """Call ``predicate`` until it returns something true, and return that.
 
     Raises AssertionError naming ``why`` after ``timeout`` seconds; the predicate is always

@@ -402,6 +402,9 @@ def test_the_answer_to_a_solicitation_is_an_advertisement(
     body = b"\xe0\0\0\0" + gateway.packed + frames.option(2, one.gateway_mac)
     message = frames.icmp(gateway, asker, 136, body)
     assert outcome.verdict == REDIRECT
+    counted = outcome.counted[one.port_id]
+    assert counted.from_total_octets == len(frame)
+    assert counted.to_total_octets == 86
     assert outcome.frame == frames.ethernet(
         one.gateway_mac, one.mac, IP6, frames.ipv6("fe80::1", source, ICMP6, message, ttl=255)
     )
@@ -505,6 +508,22 @@ def test_a_limit_drops_what_is_over_it_for_the_port_that_has_it(rig: Rig) -> Non
         rig.put(two)
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_disabled_port_receives_nothing_by_any_path(rig: Rig, slow: bool) -> None:
+    """What is for a port whose link its owner disabled is dropped as its; the sender's part was carried."""
+    one, two = rig.topology.ports[:2]
+    rig.set_state(PwStateFlag.SF_SLOW_ONLY if slow else 0)
+    try:
+        rig.put(two, PwPortFlag.PF_DOWN)
+        for frame in (wrap(udp4()), wrap(udp6()), wrap(udp4(options=b"\1" * 4)), wrap(udp4(ttl=1))):
+            outcome = rig.send(frame, one)
+            assert outcome.verdict == SHOT
+            assert outcome.drops == {(two.port_id, "to_port", "link_down"): (1, len(frame))}
+            assert outcome.counted[one.port_id].from_total_packets == 1
+    finally:
+        rig.put(two)
+
+
 def test_every_reason_has_an_example() -> None:
-    """Of what a sandbox can be refused for, nothing is left out above (no_port and limit have their own)."""
-    assert {reason for _, reason, _ in REFUSED} == reasons() - {"no_port", "limit"}
+    """Of what a sandbox can be refused for, nothing is left out: a row above, or a test of its own."""
+    assert {reason for _, reason, _ in REFUSED} == reasons() - {"no_port", "limit", "link_down"}

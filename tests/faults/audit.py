@@ -230,7 +230,7 @@ def _maps(folder: Path, ports: list[Port], attached: list[Port]) -> Iterator[str
 
     def holders(name: str) -> set[str]:
         with _map(folder / name) as table_:
-            return {values.port_text(key) for key in table_.keys()}  # noqa: SIM118 - a map is no dict
+            return set(map(values.port_text, table_.keys()))
 
     indexes = {(p.rep_ifindex.to_bytes(4, sys.byteorder).hex(), p.port_id) for p in attached}
     yield from _differences("entry of pw_ports", indexes, entries("pw_ports"))
@@ -285,7 +285,7 @@ def _differences(what: str, wanted: Iterable[Any], found: Iterable[Any]) -> Iter
     yield from (f"{what} missing: {one}" for one in sorted(wanted - found))
 
 
-class _opened:  # noqa: N801 - reads as a function
+class _opened:
     def __init__(self, state_dir: Path) -> None:
         self._db = sqlite3.connect(f"file:{state_dir}/state.db?mode=ro", uri=True, timeout=5)
 
@@ -296,7 +296,7 @@ class _opened:  # noqa: N801 - reads as a function
         self._db.close()
 
 
-class _map:  # noqa: N801 - reads as a function
+class _map:
     def __init__(self, path: Path) -> None:
         self._map = Map.from_pin(path)
 

@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Did it succeed?"""
+        """Whether it succeeded."""
         return self.status == 0
 
     @property

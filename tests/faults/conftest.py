@@ -68,6 +68,6 @@ def figures(record_property: Callable[[str, object], None]) -> Callable[..., Non
     def note(**named: object) -> None:
         for name, value in named.items():
             record_property(name, value)
-        print(" ".join(f"{name}={value}" for name, value in named.items()))  # noqa: T201 - shown with -rP
+        print(" ".join(f"{name}={value}" for name, value in named.items()))
 
     return note

@@ -22,7 +22,7 @@ CHUNK, PACE = 4096, 0.005
 def serve(address: str, port: int) -> int:
     """Receive until stdin ends; exit 1 if a byte was not the one due."""
     with socket.create_server((address, port), family=_family(address)) as listener:
-        print("ready", flush=True)  # noqa: T201 - the protocol
+        print("ready", flush=True)
         conn, _ = listener.accept()
     total, longest, closed = 0, 0.0, False
     last = time.monotonic()
@@ -41,7 +41,7 @@ def serve(address: str, port: int) -> int:
             if not sys.stdin.readline():
                 return 0
             report = {"octets": total, "gap": max(longest, now - last), "closed": closed}
-            print(json.dumps(report), flush=True)  # noqa: T201
+            print(json.dumps(report), flush=True)
             longest = 0.0
 
 
@@ -56,7 +56,7 @@ def send(address: str, port: int) -> int:
                 if select.select([sys.stdin], [], [], left)[0]:
                     # tcpi_total_retrans of struct tcp_info (include/uapi/linux/tcp.h)
                     info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-                    print(struct.unpack_from("=I", info, 100)[0], flush=True)  # noqa: T201
+                    print(struct.unpack_from("=I", info, 100)[0], flush=True)
                     return 0
             start = total % len(PERIOD)
             conn.sendall(PATTERN[start : start + CHUNK])

@@ -44,7 +44,7 @@ def ids(crash: Crash) -> set[str]:
 
 
 def empty(ns: TestNetns) -> bool:
-    """Has the sandbox nothing but its loopback?"""
+    """Whether the sandbox has nothing but its loopback."""
     return len(ns.run(["ip", "-o", "link"]).stdout.splitlines()) == 1
 
 
@@ -96,7 +96,7 @@ def test_killed_around_every_operation_of_add(
 def test_killed_around_every_operation_of_del(
     crash: Crash, cni: Cni, netns_factory: NetnsFactory, figures: Figures, attach: str
 ) -> None:
-    """A DEL that was cut is finished by the next start; the runtime's second DEL finds nothing and succeeds."""
+    """A DEL that was cut is finished by the next start; the runtime's second DEL succeeds too."""
     crash.env["PORTWRIGHT_ATTACH"] = attach
     crash.arm("")
     ns, before = netns_factory(), ids(crash)
@@ -117,7 +117,7 @@ def test_killed_around_every_operation_of_del(
 def test_killed_between_commit_and_answer_of_add(
     crash: Crash, cni: Cni, netns_factory: NetnsFactory, figures: Figures
 ) -> None:
-    """Killed after the commit, before the answer: the port is there and works, and the runtime's DEL ends it."""
+    """Killed after the commit, before the answer: the port is there and works; the runtime's DEL ends it."""
     ns, before = netns_factory(), ids(crash)
     crash.arm("add:commit")
     assert not cni.add("box", ns, FULL).ok

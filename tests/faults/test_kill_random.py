@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.deadline import wait_until
 from tests.faults.audit import Record
 from tests.faults.cni import Cni
 from tests.faults.conftest import Crash
@@ -32,7 +31,7 @@ BOXES, ROUNDS, CUTS = 50, 2, 200
 def dice() -> random.Random:
     """Seeded, and the seed is shown with a failure."""
     seed = int(os.environ.get("PWT_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
-    print(f"PWT_SEED={seed}")  # noqa: T201
+    print(f"PWT_SEED={seed}")
     return random.Random(seed)
 
 
@@ -119,7 +118,7 @@ class Killer(threading.Thread):
 def test_fifty_adds_in_parallel_with_random_kills(
     crash: Crash, cni: Cni, netns_factory: NetnsFactory, dice: random.Random, figures: Figures
 ) -> None:
-    """Twice over: each ADD that answered is there, none of the others, no address is anybody else's; DEL all."""
+    """Twice over: each ADD that answered is there and nothing else; no address is anybody else's; DEL all."""
     boxes = [netns_factory() for _ in range(BOXES)]
     fleet = Fleet(cni, boxes)
     before = {p.port_id for p in Record(crash.daemon.state_dir).ports}

@@ -104,7 +104,9 @@ def test_case_50_ports_of_an_earlier_boot_are_detached_and_freed(
 
     if way == "GC":
         valid = [{"containerID": "late", "ifname": "eth0"}]
-        assert cni.run("GC", **{"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}).ok
+        cni.conf["cni.dev/valid-attachments"] = valid
+        assert cni.run("GC").ok
+        del cni.conf["cni.dev/valid-attachments"]
     else:
         for box in boxes:
             assert cni.delete(box.name, box).ok

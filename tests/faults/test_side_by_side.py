@@ -1,9 +1,7 @@
-"""Two daemons in one host namespace, and one daemon with ports in two: each cleans up its own, and only that."""
+"""Two daemons in one host namespace, and one daemon with ports in two: each cleans up only its own."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 from tests.faults.audit import Record, audit, pins, remains, tables
 from tests.faults.cni import Cni, published
-from tests.fix_daemon import WORLD4, WORLD6, Daemon, make_world
+from tests.fix_daemon import WORLD4, WORLD6, Daemon, make_world, started
 from tests.fix_netns import NetnsFactory, TestNetns
 
 pytestmark = pytest.mark.netns
@@ -20,12 +18,8 @@ pytestmark = pytest.mark.netns
 @pytest.fixture
 def second(host: TestNetns) -> Iterator[Daemon]:
     """Another daemon in the same host namespace."""
-    made = Daemon(host, Path(tempfile.mkdtemp(prefix=f"pwt-{os.getpid()}-")))
-    try:
-        made.start()
+    with started(host) as made:
         yield made
-    finally:
-        made.close()
 
 
 def reaches_world(box: TestNetns) -> bool:
@@ -77,7 +71,7 @@ def test_two_daemons_clean_only_their_own(
     assert reaches_world(b), "the first one's end took something of the second's"
     assert audit(second) == []
     assert len([t for t in tables(host) if t.startswith("portwright")]) == 1
-    # The first one had found forwarding off. The second needs it still, so that stays on the first one's record.
+    # The first one had found forwarding off; the second needs it, so it stays on the first one's record.
     assert {kind for kind, _ in Record(daemon.state_dir).owned} == {"sysctl"}
     assert two.delete("b", b).ok
     second.stop()
@@ -122,7 +116,7 @@ def test_a_namespace_of_its_caller_is_left_clean(
 
 
 def test_a_callers_namespace_that_is_gone_is_forgotten(daemon: Daemon, netns_factory: NetnsFactory) -> None:
-    """The namespace of a representor ended while the daemon was down: what was kept for it goes, DEL works."""
+    """A representor's namespace ended while the daemon was down: what it had kept goes, DEL works."""
     cni = Cni(daemon)
     elsewhere, box = netns_factory(), netns_factory()
     make_world(elsewhere, netns_factory())

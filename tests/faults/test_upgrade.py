@@ -62,7 +62,7 @@ def objects(daemon: Daemon) -> list[str]:
 
 
 def answers(box: TestNetns) -> bool:
-    """Does the gateway answer IPv4 echo requests?"""
+    """Whether the gateway answers IPv4 echo requests."""
     return box.run(["ping", "-n", "-c1", "-W1", "169.254.1.1"], check=False).returncode == 0
 
 
@@ -76,7 +76,8 @@ def test_an_upgrade_replaces_the_programs_under_a_running_transfer(
     crash.env = {"PORTWRIGHT_ATTACH": attach}
     crash.arm("")
     box = netns_factory()
-    assert cni.add("box", box).ok
+    added = cni.add("box", box)
+    assert added.ok, f"{added}\n{daemon.tail()}"
     assert answers(box)
     assert objects(daemon) == [digest(PACKAGE)]
     before = _carried(crash)
@@ -121,12 +122,14 @@ def test_an_end_without_ports_that_was_cut_is_done_again(
     box = netns_factory()
     daemon.kill()
     daemon.start(PORTWRIGHT_DIE_AT=place)
-    assert cni.add("box", box).ok
+    added = cni.add("box", box)
+    assert added.ok, f"{added}\n{daemon.tail()}"
     assert cni.delete("box", box).ok
     daemon.stop()
     assert daemon.wait() == -9
     daemon.start()
-    assert cni.add("box", box).ok
+    added = cni.add("box", box)
+    assert added.ok, f"{added}\n{daemon.tail()}"
     assert answers(box)
     assert cni.delete("box", box).ok
     daemon.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -160,21 +161,20 @@ class Target:
         finally:
             self.clean()
 
-    def _check(
-        self, pid: int, fds: int, memory: int, links: set[str], ports: set[str], told: int
-    ) -> None:
+    def _check(self, pid: int, fds: int, memory: int, links: set[str], ports: set[str], told: int) -> None:
         assert self.daemon.process is not None
         assert self.daemon.process.poll() is None, self.daemon.tail()
         assert self.pid == pid
         wait_until(lambda: self.fds() <= fds, 40, f"descriptors to be at most {fds}, not {self.fds()}")
         log = self.daemon.log.read_bytes()[told:].decode(errors="replace")
         assert "Traceback" not in log, log[-4000:]
-        assert self._ports() == ports
-        assert self._links() == links
+        assert self._ports() == ports, (self._ports(), ports)
+        assert self._links() == links, (self._links(), links)
         with self.daemon.client() as client:
             status = client.node_status()
         assert status.ready, status
-        assert audit(self.daemon) == []
+        problems = audit(self.daemon)
+        assert not problems, problems
         assert self.memory() < memory, f"{self.memory() >> 20} MiB, not {memory >> 20}"
         assert self.calm[0].ping(self.calm[1].ip4)
         assert self.calm[1].ping(self.calm[0].ip6)
@@ -196,6 +196,24 @@ def target() -> Iterator[Target]:
     """A target, and its end."""
     with ExitStack() as stack:
         yield Target(stack)
+
+
+def fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every field in ``value``, its containers too."""
+    for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*path, key)
+        if isinstance(below, (dict, list)):
+            yield from fields(below, (*path, key))
+
+
+def replaced(base: Json, path: tuple[str | int, ...], value: Any) -> Json:
+    """A copy of ``base`` with ``value`` at ``path``."""
+    made: Any = copy.deepcopy(base)
+    at = made
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return made  # type: ignore[no-any-return]
 
 
 def as_bytes(conf: Json | bytes) -> bytes:

@@ -7,7 +7,6 @@ field the daemon is the same process, nothing is left, and the ports of others p
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from portwright.cni.errors import CniCode
-from tests.netns.hostile import REFUSALS, Answer, Json, Target, as_bytes, target
+from tests.netns.hostile import REFUSALS, Answer, Json, Target, as_bytes, fields, replaced, target
 
 pytestmark = pytest.mark.netns
 
@@ -103,24 +102,10 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The path of every field in ``value``, its containers too."""
-    for key, below in value.items() if isinstance(value, dict) else enumerate(value):
-        yield (*path, key)
-        if isinstance(below, (dict, list)):
-            yield from fields(below, (*path, key))
-
-
 def with_value(path: tuple[str | int, ...], value: Any) -> Json:
-    """The configuration with ``value`` at ``path``."""
-    conf: Any = copy.deepcopy(CONF)
-    if path[0] != "prevResult":
-        del conf["prevResult"]
-    at = conf
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = value
-    return conf  # type: ignore[no-any-return]
+    """The configuration with ``value`` at ``path``; a chain only where its result is what is attacked."""
+    base = CONF if path[0] == "prevResult" else {k: v for k, v in CONF.items() if k != "prevResult"}
+    return replaced(base, path, value)
 
 
 PATHS = sorted(fields(CONF), key=str)
@@ -357,3 +342,21 @@ def test_gc_does_not_take_a_hostile_list_for_an_empty_one(attacked: Target) -> N
             answer = attacked.shim("GC", as_bytes({**conf, "cni.dev/valid-attachments": value}))
             assert answer.error["code"] == CniCode.INVALID_CONFIG, value
     assert attacked.delete(conf).status == 0
+
+
+def test_a_refused_add_leaves_no_network(attacked: Target) -> None:
+    """What ADD makes on its way, down to the network's record, is taken back when a later step refuses."""
+    conf = {key: value for key, value in CONF.items() if key != "prevResult"}
+    refused: dict[str, Json] = {
+        "an address outside": {"runtimeConfig": {"ips": ["203.0.113.7"]}},
+        "a host port twice": {
+            "runtimeConfig": {"portMappings": [{"hostPort": 9000, "containerPort": 1}] * 2}
+        },
+        "a model of later": {"model": "netkit"},
+        "no room for IPv6": {"mtu": 1000},
+    }
+    with attacked.daemon.client() as client:
+        before = {network.name for network in client.network_list()}
+        for what, change in refused.items():
+            assert attacked.add({**conf, "name": "brief", **change}).status == 1, what
+            assert {network.name for network in client.network_list()} == before, what

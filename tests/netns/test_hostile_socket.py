@@ -13,7 +13,6 @@ import os
 import socket
 import struct
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +26,10 @@ from hypothesis import strategies as st
 from portwright.api.methods import LimitsChange, NodeStatus
 from portwright.api.registry import CONTRACT
 from portwright.cni import wire
+from portwright.model.port import PortMapping
 from tests.deadline import wait_until
-from tests.netns.hostile import CALM, Json, Target, target
+from tests.fix_daemon import Daemon
+from tests.netns.hostile import CALM, Json, Target, fields, replaced, target
 
 pytestmark = pytest.mark.netns
 
@@ -43,7 +44,8 @@ def attacked() -> Iterator[Target]:
     with target() as made:
         # What the daemon opens once, at the first use of a feature, is no leak.
         with made.daemon.client() as client:
-            made_port = client.port_create(CALM, made.victim.path, name="first", ifname="first")
+            mapping = PortMapping(host_port=8088, container_port=80)
+            made_port = client.port_create(CALM, made.victim.path, name="first", port_mappings=[mapping])
             client.port_delete(made_port.port_id)
             client.why("host", made.calm[0].ip4)
             client.doctor()
@@ -275,6 +277,74 @@ def _undo(attacked: Target, method: str, answer: Json) -> None:
 
 
 _NO_LIMITS = LimitsChange(egress_rate=0, egress_burst=0, ingress_rate=0, ingress_burst=0)
+
+
+#: Good parameters with structure; everything below their first level is attacked too.
+NESTED: dict[str, Json] = {
+    "network.create": {
+        "name": "evil",
+        "ranges": [
+            [{"subnet": "10.98.0.0/24", "start": "10.98.0.3", "end": "10.98.0.9", "gateway": "10.98.0.1"}]
+        ],
+        "routes": [
+            {"dst": "0.0.0.0/0", "gw": "10.98.0.1", "mtu": 1400, "advmss": 1360}
+            | {"priority": 1, "table": 254, "scope": 0}
+        ],
+        "dns": {"nameservers": ["192.0.2.53"], "domain": "d", "search": ["s"], "options": ["o"]},
+        "reserved": ["10.98.0.4"],
+        "reach": [CALM],
+    },
+    "port.create": {
+        "network": CALM,
+        "netns": "evil",
+        "name": "evil",
+        "ips": ["10.99.0.77"],
+        "labels": {"k": "v"},
+        "port_mappings": [
+            {"host_port": 8088, "container_port": 80, "protocol": "tcp", "host_ip": "192.0.2.2"}
+        ],
+        "limits": {
+            "egress_rate": 10**9,
+            "egress_burst": 10**9,
+            "ingress_rate": 10**9,
+            "ingress_burst": 10**9,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(method, path) for method, base in NESTED.items() for path in fields(base) if len(path) > 1],
+    ids=lambda value: value if isinstance(value, str) else ".".join(map(str, value)),
+)
+def test_every_nested_parameter_with_every_value(
+    attacked: Target,
+    method: str,
+    path: tuple[str | int, ...],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """The same below the first level; and who joins a network that was accepted is served, or told why."""
+    with attacked.unharmed():
+        for value in WRONG:
+            fds = [os.dup(attacked.victim.fd)]
+            try:
+                answer = _first(attacked, call(method, replaced(NESTED[method], path, value)), fds)
+                if method == "network.create" and "result" in answer:
+                    joined = {"network": answer["result"]["name"], "netns": "evil", "name": "evil"}
+                    port = _first(attacked, call("port.create", joined), fds)
+                    assert port.get("error", {}).get("code") not in {"internal", "kernel"}, (value, port)
+                    _undo(attacked, "port.create", port)
+            finally:
+                os.close(fds[0])
+            if "error" in answer:
+                code, text = answer["error"]["code"], answer["error"]["message"].lower()
+                assert code not in {"internal", "kernel", "netlink"}, (value, answer)
+                # The CNI's spelling of a word will do (hostPort); what is no JSON has no fields.
+                names = {str(key).replace("_", "") for key in path if isinstance(key, str)}
+                assert code == "protocol" or any(name in text.replace("_", "") for name in names), answer
+            _undo(attacked, method, answer)
+    record_property("hostile_values", len(WRONG))
 
 
 # --- descriptors ----------------------------------------------------------------------------------
@@ -533,32 +603,50 @@ def _python(script: str, *words: str) -> subprocess.CompletedProcess[str]:
 # --- files ----------------------------------------------------------------------------------------
 
 
+SPOOLED: dict[str, bytes] = {
+    "1-1": b"",
+    "2-2": b"\xff" * 100,
+    "3-3": wire.encode_request({"CNI_COMMAND": "DEL"}, b"{}"),
+    "4-4": wire.encode_request(
+        {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0", "CNI_NETNS": "/x"},
+        b'{"cniVersion":"1.1.0","name":"evil"}',
+    ),
+    "..-..": b"x",
+    "x": b"y",
+}
+
+
+def _fill(spool: Path) -> None:
+    spool.mkdir(exist_ok=True)
+    for name, data in SPOOLED.items():
+        (spool / name).write_bytes(data)
+    (spool / "5-5").symlink_to("/etc/passwd")
+    (spool / "6-6").mkdir()
+
+
+def _check_and_empty(spool: Path) -> None:
+    names = {path.name for path in spool.iterdir()}
+    assert not {"1-1", "2-2", "3-3", "4-4", "5-5", "6-6"} & names, names
+    assert Path("/etc/passwd").exists()
+    for path in spool.iterdir():
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def test_hostile_files_in_the_spool(attacked: Target) -> None:
     """What lies in the spool and is no DEL of ours is set aside with a word in the log, and stops no ADD."""
     spool = attacked.daemon.state_dir / "spool"
-    spool.mkdir(exist_ok=True)
-    nasty: dict[str, bytes] = {
-        "1-1": b"",
-        "2-2": b"\xff" * 100,
-        "3-3": wire.encode_request({"CNI_COMMAND": "DEL"}, b"{}"),
-        "4-4": wire.encode_request(
-            {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0", "CNI_NETNS": "/x"},
-            b'{"cniVersion":"1.1.0","name":"evil"}',
-        ),
-        "..-..": b"x",
-        "x": b"y",
-    }
-    with tempfile.TemporaryDirectory(prefix=f"pwt-{os.getpid()}-"):
-        for name, data in nasty.items():
-            (spool / name).write_bytes(data)
-        (spool / "5-5").symlink_to("/etc/passwd")
-        (spool / "6-6").mkdir()
-        with attacked.unharmed():
-            conf = {"cniVersion": "1.1.0", "name": "spooled", "network": CALM}
-            answer = attacked.add(conf)
-            assert answer.status == 0, answer
-            assert attacked.delete(conf).status == 0
-        assert not {"1-1", "2-2", "3-3", "4-4"} & {path.name for path in spool.iterdir()}
-        assert Path("/etc/passwd").exists()
-        for path in spool.iterdir():
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    _fill(spool)
+    with attacked.unharmed():
+        conf = {"cniVersion": "1.1.0", "name": "spooled", "network": CALM}
+        answer = attacked.add(conf)
+        assert answer.status == 0, answer
+        assert attacked.delete(conf).status == 0
+        _check_and_empty(spool)
+
+
+def test_hostile_files_in_the_spool_stop_no_start(daemon: Daemon) -> None:
+    """A daemon starts with the same files there, and has set them aside when it is ready."""
+    daemon.kill()
+    _fill(daemon.state_dir / "spool")
+    daemon.start()
+    _check_and_empty(daemon.state_dir / "spool")

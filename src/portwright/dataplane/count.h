@@ -57,13 +57,15 @@ PW_INLINE void pw_add(struct pw_counter *counter, struct __sk_buff *skb)
 	counter->octets += skb->len;
 }
 
-PW_INLINE void pw_count_from(struct __sk_buff *skb, __u64 port_id, bool slow)
+/* @octets: its length as it came; an answer may be longer or shorter than its question. */
+PW_INLINE void pw_count_from(struct __sk_buff *skb, __u64 port_id, __u32 octets, bool slow)
 {
 	struct pw_counters *counters = bpf_map_lookup_elem(&pw_counters, &port_id);
 
 	if (!counters || pw_traced(skb))
 		return;
-	pw_add(&counters->from_total, skb);
+	counters->from_total.packets += pw_segs(skb);
+	counters->from_total.octets += octets;
 	if (slow)
 		pw_add(&counters->from_slow, skb);
 }

@@ -152,7 +152,7 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, const struct pw_port *port, stru
 		PW_STEP(skb, PW_S_REACH_OK, port->net_id, target->net_id);
 	if (target->flags & PW_PF_DOWN) {
 		/* A redirect to the peer would not look at the representor's state. */
-		pw_count_from(skb, port->port_id, false);
+		pw_count_from(skb, port->port_id, skb->len, false);
 		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LINK_DOWN);
 	}
 	slow = pw_slow_reason(skb, pkt, target);
@@ -164,7 +164,7 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, const struct pw_port *port, stru
 	if ((target->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
 	    pw_over_limit(skb, target->port_id, PW_TO_PORT)) {
 		/* The sender's part was carried; the receiver's port refused it. */
-		pw_count_from(skb, port->port_id, false);
+		pw_count_from(skb, port->port_id, skb->len, false);
 		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LIMIT);
 	}
 	PW_STEP(skb, PW_S_FAST, target->ifindex, 0);
@@ -179,6 +179,7 @@ int pw_from_port(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex;
 	const struct pw_port *port;
 	int reason, verdict;
+	__u32 octets;
 
 	port = bpf_map_lookup_elem(&pw_ports, &ifindex);
 	if (!port)
@@ -211,9 +212,10 @@ int pw_from_port(struct __sk_buff *skb)
 	    pw_over_limit(skb, port->port_id, PW_FROM_PORT))
 		return PW_DROP(skb, &pkt, port->port_id, PW_FROM_PORT, PW_R_LIMIT);
 
+	octets = skb->len;
 	verdict = pw_answer(skb, port, &pkt);
 	if (verdict != TC_ACT_UNSPEC) {
-		pw_count_from(skb, port->port_id, false);
+		pw_count_from(skb, port->port_id, octets, false);
 		pw_count_to(skb, port->port_id, false);
 		return verdict;
 	}
@@ -222,9 +224,9 @@ int pw_from_port(struct __sk_buff *skb)
 	else
 		verdict = pw_deliver(skb, port, &pkt);
 	if (verdict == PW_NEXT)
-		pw_count_from(skb, port->port_id, true);
+		pw_count_from(skb, port->port_id, octets, true);
 	else if (verdict == TC_ACT_REDIRECT)
-		pw_count_from(skb, port->port_id, false);
+		pw_count_from(skb, port->port_id, skb->len, false);
 	return verdict;
 }
 

@@ -162,7 +162,13 @@ class Changes:
 
 
 def complete(limits: Limits) -> Limits:
-    """A rate without a burst gets 100 ms of it, at least 64 KiB: one GSO packet."""
+    """A rate without a burst gets 100 ms of it, at least 64 KiB: one GSO packet.
+
+    Raises InvalidInput for a number that no map can hold.
+    """
+    for field, number in msgspec.structs.asdict(limits).items():
+        if not 0 <= number < 2**63:
+            raise InvalidInput(f"limits.{field}", number, "must be 0 to 2^63 - 1, in bits")
     least = 65536 * 8
 
     def burst(rate: int, given: int) -> int:

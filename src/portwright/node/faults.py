@@ -11,7 +11,7 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
     load:maps, load:programs           of a new data path its maps are pinned; its programs too, but no link
                                        runs them
     close:table, close:sysctl, close:pins
-                                       the last port is gone: the table, the sysctls, the pins are removed
+                                       the last port is gone: the table, the sysctls, some pins are removed
     recover-...                        any of these while a start finishes what an earlier run left
 
 With a fault set operations are applied one at a time, so that every state in between is reached. Unset,

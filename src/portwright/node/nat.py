@@ -92,9 +92,9 @@ def repair(switch: Switch, publications: Iterable[publish.Publication]) -> bool:
     observed = switch.nft.list_table("inet", nat.table_name(switch.instance)) or []
     publications = tuple(publications)
     script = nat.stale_elements(switch.instance, publications, observed)
-    there = nat.observed_elements(observed)
+    there = {e.identity() for e in nat.observed_elements(observed)}
     for one in publications:
-        if publish.missing(publish.elements(one.mappings, one.addresses), there):
+        if any(e.identity() not in there for e in publish.elements(one.mappings, one.addresses)):
             script += nat.port_elements_delete(switch.instance, one.mappings, one.addresses)
             script += nat.port_elements_add(switch.instance, one.mappings, one.addresses, holder=one.holder)
     switch.nft.run(script)

@@ -129,10 +129,6 @@ class Switch:
             if self._others(current):  # an upgrade that a crash cut short
                 self._take_over(current)
             return
-        if not (self.pins / "maps" / "pw_state").exists():
-            # The state is pinned first and removed last: without it these are the remains of a first
-            # load or of a removal that a crash cut short, and nothing is in force on them.
-            _remove_pins(self.pins)
         for part in ("maps", "links"):
             (self.pins / part).mkdir(parents=True, exist_ok=True)
         spec = CollectionSpec.load(OBJECT)
@@ -143,6 +139,7 @@ class Switch:
             for old in reuse.values():
                 stack.enter_context(contextlib.closing(old))
             collection = stack.enter_context(contextlib.closing(Collection.load(spec, reuse=reuse)))
+            # The state is pinned first and removed last: maps without it could be any version's.
             for name in sorted(collection.maps, key=lambda name: name != "pw_state"):
                 if name not in reuse:
                     collection.maps[name].pin(self.pins / "maps" / name)
@@ -318,10 +315,10 @@ class Switch:
         self.close()
         for old_object in pins.glob("object-*"):  # first, so that a crash leaves none without its maps
             _remove_pins(old_object)
-        self._faults.at("close:pins")
         for path in (pins / "maps").glob("*"):
             if path.name != "pw_state":
                 path.unlink(missing_ok=True)
+                self._faults.at("close:pins")
         _remove_pins(pins)
 
 
