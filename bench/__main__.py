@@ -24,9 +24,9 @@ from bench.verbs import verbs
 
 #: part -> (whole, quick): the quick form shows that it works and says nothing about speed
 PARTS: dict[str, tuple[Callable[[], Part], Callable[[], Part]]] = {
-    "stream": (lambda: stream(21, 300), lambda: stream(1, 20)),
-    "latency": (lambda: latency(15, 200), lambda: latency(1, 300)),
-    "verbs": (lambda: verbs(30, 12, 10), lambda: verbs(1, 1, 1)),
+    "stream": (lambda: stream(31, 300), lambda: stream(1, 20)),
+    "latency": (lambda: latency(21, 200), lambda: latency(1, 300)),
+    "verbs": (lambda: verbs(40, 15, 10), lambda: verbs(1, 1, 1)),
     "scale": (lambda: scale(10, 1000, 25, 3), lambda: scale(1, 4, 1, 1)),
 }
 #: real-time priority of the whole benchmark: above all ordinary processes, below the kernel's threads

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         for line in lines_of(proof, runner):
             failed += not line.ok
             _print(line, as_json=given.json)
-    left, note = leftovers.left_since(before)
+    left, note = leftovers.left_since(before, runner.pids)
     figure = "; ".join(left[:20]) or "no link, namespace, program, mount, process or folder"
     figure = f"{figure} ({note})" if note else figure
     _print(Line(not left, "nothing is left behind on this machine", figure), as_json=given.json)

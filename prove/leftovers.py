@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tests.fix_leaks import Snapshot, snapshot
@@ -18,20 +19,18 @@ def look() -> Snapshot:
     return snapshot()
 
 
-def left_since(before: Snapshot) -> tuple[list[str], str]:
-    """(what is new since ``before``, a note), after the kernel had time to settle; [] as soon as it is nothing.
+def left_since(before: Snapshot, ours: Collection[int]) -> tuple[list[str], str]:
+    """(what is new since ``before``, a note); after the kernel had time to settle, [] once nothing is left.
 
-    What carries the mark of a process that lives is that process's: ours have all ended. While others of
-    this project run on the machine, objects that can't carry a mark (loaded programs) may be
-    theirs: they are left out, and the note says so.
+    ``ours`` are the processes that were started: what carries the mark of another one is another's, alive
+    or not. While others of this project run on the machine, objects that can't carry a mark (loaded
+    programs) may be theirs: they are left out, and the note says so.
     """
     deadline = time.monotonic() + _SETTLE
     while True:
-        new = {name: text for name, text in snapshot().items() if name not in before}
-        left = sorted(name for name, text in new.items() if not any(map(_lives, _owners(text))))
+        new = {name: _owners(text) for name, text in snapshot().items() if name not in before}
         others = sorted(_others())
-        if others:
-            left = [name for name in left if _owners(new[name])]
+        left = sorted(name for name, marks in new.items() if (marks & {*ours} if marks else not others))
         if not left or time.monotonic() > deadline:
             return left, f"unmarked ones not judged: {', '.join(others)} run here" if others else ""
         time.sleep(0.2)  # namespaces go in the background, and nothing tells when
@@ -39,10 +38,6 @@ def left_since(before: Snapshot) -> tuple[list[str], str]:
 
 def _owners(text: str) -> set[int]:
     return {int(pid) for pid in re.findall(r"pwt-(\d+)-", text)}
-
-
-def _lives(pid: int) -> bool:
-    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def _others() -> set[str]:

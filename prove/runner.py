@@ -36,6 +36,7 @@ class Runner:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
+        self.pids: set[int] = set()  # of everything that was run
         self._tty = sys.stderr.isatty()
 
     @property
@@ -71,6 +72,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            self.pids.add(process.pid)
             try:
                 self._follow(name, process, file, re.compile(counting or r"(?!)"), began + timeout)
             finally:

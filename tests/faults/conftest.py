@@ -11,6 +11,7 @@ from tests.faults.audit import audit
 from tests.faults.cni import Cni
 from tests.faults.streams import Witness, witness
 from tests.fix_daemon import Daemon, SandboxFactory
+from tests.fix_features import require_for_test
 from tests.fix_netns import TestNetns
 
 
@@ -53,6 +54,15 @@ def crash(daemon: Daemon, sandboxes: SandboxFactory, world: TestNetns) -> Iterat
     a, b = sandboxes("witness"), sandboxes("witness")
     with witness(a, b, world) as watched:
         yield Crash(daemon, watched)
+
+
+@pytest.fixture(params=["clsact", "tcx"])
+def attach(request: pytest.FixtureRequest) -> str:
+    """Both ways to attach programs, where the kernel has both."""
+    way = str(request.param)
+    if way == "tcx":
+        require_for_test("tcx")
+    return way
 
 
 @pytest.fixture

@@ -67,7 +67,6 @@ def _add_points(crash: Crash, cni: Cni, ns: TestNetns, attach: str) -> tuple[lis
     )
 
 
-@pytest.mark.parametrize("attach", ["clsact", "tcx"])
 def test_killed_around_every_operation_of_add(
     crash: Crash, cni: Cni, netns_factory: NetnsFactory, figures: Figures, attach: str
 ) -> None:
@@ -92,7 +91,6 @@ def test_killed_around_every_operation_of_add(
     figures(kill_points=crash.points, witness=crash.witness.sentence())
 
 
-@pytest.mark.parametrize("attach", ["clsact", "tcx"])
 def test_killed_around_every_operation_of_del(
     crash: Crash, cni: Cni, netns_factory: NetnsFactory, figures: Figures, attach: str
 ) -> None:

@@ -7,6 +7,7 @@ leaves what a power cut leaves; the next start reads another boot id.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from portwright.dataplane import values
+from portwright.kernel.bpf import Map
 from portwright.model.port import PortState
 from tests.deadline import wait_until
 from tests.faults.audit import FORWARDING, Record, audit, remains
@@ -175,3 +178,53 @@ def test_a_sandbox_that_died_with_the_daemon_is_noticed(
     assert cni.delete("box", box).ok
     assert Record(machine.state_dir).ports == []
     assert audit(machine) == []
+
+
+def test_a_record_that_was_lost_leaves_no_orphans(
+    daemon: Daemon, netns_factory: NetnsFactory, attach: str
+) -> None:
+    """With the state directory gone, the next start removes what its pinned maps know and no record has:
+    devices, programs, entries, counters, published ports; new ports get on with the old addresses."""
+    cni = Cni(daemon)
+    daemon.kill()
+    daemon.start(PORTWRIGHT_ATTACH=attach)
+    boxes = [netns_factory() for _ in range(2)]
+    for number, box in enumerate(boxes):
+        assert cni.add(box.name, box, published(8080 + 10 * number)).ok
+    daemon.kill()
+    for path in daemon.state_dir.iterdir():
+        path.unlink()
+    daemon.start()
+    assert Record(daemon.state_dir).ports == []
+    assert audit(daemon) == []
+    for box in boxes:
+        assert cni.add(box.name, box, published(8080)).ok
+        assert audit(daemon) == []
+        assert cni.delete(box.name, box).ok
+    assert audit(daemon) == []
+
+
+def test_what_others_took_from_a_port_is_put_back(
+    daemon: Daemon, netns_factory: NetnsFactory, attach: str
+) -> None:
+    """A start gives a port back its programs, map entries, routes and published ports, whatever took them."""
+    cni = Cni(daemon)
+    daemon.kill()
+    daemon.start(PORTWRIGHT_ATTACH=attach)
+    box, peer = netns_factory(), netns_factory()
+    assert cni.add("box", box, published(8080)).ok
+    assert cni.add("peer", peer).ok
+    (port,) = (p for p in Record(daemon.state_dir).ports if p.owner.container_id == "box")
+    daemon.kill()
+    daemon.host.run(["nft", "flush", "ruleset"])
+    if attach == "clsact":
+        daemon.host.run(["tc", "qdisc", "del", "dev", port.rep_name, "clsact"])
+    for pin in (daemon.run_dir / "bpf").glob(f"*/links/{port.port_id}_*"):
+        pin.unlink()
+    with contextlib.closing(Map.from_pin(next((daemon.run_dir / "bpf").glob("*/maps/pw_addrs")))) as targets:
+        for address in port.addresses:
+            targets.delete(values.address(address.address))
+    daemon.start()
+    assert audit(daemon) == []
+    for address in port.addresses:
+        peer.run(["ping", "-n", "-c1", "-W2", address.address])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fix_daemon import WORLD4, WORLD6, Daemon, SandboxFactory
+from tests.fix_netns import TestNetns
 
 pytestmark = pytest.mark.netns
 
@@ -45,3 +46,12 @@ def test_an_address_that_is_not_the_ports_own_is_refused(daemon: Daemon, sandbox
     with daemon.client() as client:
         found = {(d.reason, d.direction) for d in client.drops(a.port.port_id)}
     assert ("src_ip", "from_port") in found
+
+
+def test_a_ports_mtu_is_the_uplinks(daemon: Daemon, host: TestNetns, sandboxes: SandboxFactory) -> None:
+    """Without another wish a port gets the MTU of the default route's device, on both of its ends."""
+    host.run(["ip", "link", "set", "up0", "mtu", "1420"])
+    sandbox = sandboxes()
+    assert sandbox.port.mtu == 1420
+    assert "mtu 1420" in sandbox.run(["ip", "link", "show", "eth0"]).stdout
+    assert "mtu 1420" in host.run(["ip", "link", "show", sandbox.port.rep_name]).stdout

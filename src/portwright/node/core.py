@@ -59,8 +59,10 @@ class Core:
                 for thing in store.owned("sysctl"):  # set by an earlier boot: today's value is not ours
                     store.disown("sysctl", thing.name)
             paths.bpf.mkdir(exist_ok=True, mode=0o700)
-            if not is_bpffs(paths.bpf):
+            there = is_bpffs(paths.bpf)
+            if not there or (paths.bpf.is_mount() and not store.owned("mount")):  # or the record was lost
                 store.own("mount", str(paths.bpf))
+            if not there:
                 mount_bpffs(paths.bpf)
             return cls(paths, store, faults)
         except BaseException:
