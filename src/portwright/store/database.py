@@ -41,7 +41,7 @@ Row = tuple[Any, ...]
 
 _DAMAGED = (
     "the state file is damaged; it was left as it is. Move it aside and start again: "
-    "what is in the kernel stays, and `portwright doctor` lists it"
+    "the next start removes the ports that then have no record, and they have to be made anew"
 )
 _ERRNO: Final[dict[int, tuple[int, str]]] = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "nothing was changed; free some space and try again"),
