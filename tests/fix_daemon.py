@@ -82,7 +82,7 @@ class Daemon:
 
     def client(self) -> Client:
         """A new client of this daemon; close it."""
-        return Client(self.run_dir / "portwright.sock")
+        return Client(self.run_dir / "portwright.sock", timeout=START_WITHIN)
 
     def cli(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run ``portwright ARGS`` against this daemon, in its host namespace."""
