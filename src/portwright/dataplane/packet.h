@@ -39,6 +39,7 @@ struct pw_packet {
 	struct pw_addr daddr;
 	__u32 l4_off; /* from the start of the frame */
 	__u32 l3_len; /* as the header says; headers included */
+	__u32 wire_l3; /* pw_wire_l3(), once it is known */
 	__u16 be_proto; /* ethertype */
 	__u16 be_sport;
 	__u16 be_dport;

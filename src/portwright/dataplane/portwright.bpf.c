@@ -71,7 +71,7 @@ PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_packet *pk
 	/* Of tunnels' and SCTP's super-packets we can't tell how large they become. */
 	if (skb->gso_size && pkt->proto != IPPROTO_TCP && pkt->proto != IPPROTO_UDP)
 		return PW_SLOW_MTU;
-	if (pw_wire_l3(skb, pkt) > target->mtu)
+	if (pkt->wire_l3 > target->mtu)
 		return PW_SLOW_MTU;
 	if (state->slow_flows) {
 		struct pw_flow flow = {
@@ -199,7 +199,8 @@ int pw_from_port(struct __sk_buff *skb)
 		reason = pw_guard_arp(skb, port, &pkt);
 	} else if (pkt.be_proto == bpf_htons(ETH_P_IP) || pkt.be_proto == bpf_htons(ETH_P_IPV6)) {
 		reason = pw_guard_ip(skb, port, &pkt);
-		if (!reason && pw_wire_l3(skb, &pkt) > port->mtu)
+		pkt.wire_l3 = pw_wire_l3(skb, &pkt);
+		if (!reason && pkt.wire_l3 > port->mtu)
 			reason = PW_R_MTU;
 	} else {
 		reason = PW_R_ETHERTYPE;
