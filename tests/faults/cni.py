@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from tests.fix_daemon import Daemon
 from tests.fix_netns import TestNetns
 
+REFERENCE = "/usr/lib/cni"
 CAPABILITIES = {"portMappings": True, "bandwidth": True}
 RANGES = [[{"subnet": "10.66.0.0/24"}], [{"subnet": "fd66::/112"}]]
 
@@ -71,7 +72,7 @@ class Cni:
             "CNI_CONTAINERID": container,
             "CNI_NETNS": path,
             "CNI_IFNAME": "eth0" if container else "",
-            "CNI_PATH": str(self._daemon.bin_dir),
+            "CNI_PATH": f"{self._daemon.bin_dir}:{REFERENCE}",
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         }
         where = (host or self._daemon.host).path

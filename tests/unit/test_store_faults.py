@@ -82,7 +82,7 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path, damage: str) -
                 content[page : page + 100] = b"\xff" * 100
     file.write_bytes(content)
     error = refused(tmp_path, errno.EUCLEAN)
-    assert "doctor" in str(error)
+    assert "Move it aside and start again" in str(error)
     assert str(file) in str(error)
     assert file.read_bytes() == content
 
