@@ -2,8 +2,8 @@
 
 Wherever a parameter is ``port``, it is a port_id, a unique prefix of one (at least four digits), the
 port's name, or its representor's name. Packets are counted as on the wire, so a super-packet is
-``gso_segs`` of them; ``bytes`` are those of the frames at layer 2, without FCS. Directions are
-named from the sandbox's view: ``from_port`` is what it sent.
+``gso_segs`` of them; ``bytes`` are those of layer 2, without FCS, with a super-packet's headers once, as
+devices count them. Directions are named from the sandbox's view: ``from_port`` is what it sent.
 """
 
 from __future__ import annotations

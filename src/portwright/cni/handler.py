@@ -293,7 +293,7 @@ def _namespaces(request: CniRequest, fds: list[int]) -> tuple[int, int]:
         raise CniError(
             CniCode.INVALID_NETNS,
             f"plugin's netns and netns from CNI_NETNS should not be the same: {request.netns}",
-            "set CNI_NETNS_OVERRIDE=1 to go on",
+            "a port's device and its representor need two namespaces",
         )
     return fds[0], fds[1]
 
