@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 pytest_plugins = [
     "tests.fix_leaks",
     "tests.fix_netns",
@@ -10,3 +12,7 @@ pytest_plugins = [
     "tests.fix_daemon",
     "tests.fix_containerd",
 ]
+
+# A shell that starts us in the background has ^C ignored, and every child inherits that: tests that
+# interrupt a command would wait for good.
+signal.signal(signal.SIGINT, signal.default_int_handler)
