@@ -26,6 +26,8 @@ from tests.netns.wires import PLAIN, RUNS, Arrival, Seen, Wires, of_run, vnet, w
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("each_attach")]
 
 BATCH = 40
+#: Batches of a test that may be sent a second time, for what the kernel lost.
+AGAIN_MAX = 2
 GSO_TCP4, GSO_TCP6, GSO_UDP = 1, 4, 5
 Item = tuple[str, bytes, bytes]
 
@@ -105,7 +107,13 @@ def test_generated_packets_fare_the_same_on_both_paths(wires: Wires) -> None:
     """Frames of every kind, honest and hostile, from four ports of three networks: the same drops, the same
     bytes at every wire and the same totals, whichever path is in force; and both paths are really taken."""
     by_id = {port.port_id: name for name, port in wires.ports.items()}
-    tally = {"packets": 0, "dropped": 0, "fast": 0, "slow": 0, "delivered": 0}
+    tally = {"packets": 0, "dropped": 0, "fast": 0, "slow": 0, "delivered": 0, "again": 0}
+
+    def batches(items: list[frames.Sent], first: int) -> tuple[list[Item], list[Item]]:
+        """The frames for the two runs ``first`` and ``first`` + 1."""
+        named = [(by_id[s.port.port_id], s.frame) for s in items]
+        one, two = ([(n, PLAIN, of_run(f, run)) for n, f in named] for run in (first, first + 1))
+        return one, two
 
     @settings(
         max_examples=40,
@@ -118,14 +126,17 @@ def test_generated_packets_fare_the_same_on_both_paths(wires: Wires) -> None:
     def generated(data: st.DataObject) -> None:
         many = st.lists(frames.sent(wires.topology), min_size=BATCH // 2, max_size=BATCH)
         items: list[frames.Sent] = data.draw(many)
-        batch, other = (
-            [(by_id[s.port.port_id], PLAIN, of_run(s.frame, run)) for s in items] for run in (0, 1)
-        )
+        batch, other = batches(items, 0)
         try:
             fast, slow = compare(wires, batch, other)
         except AssertionError:
-            blame(wires, batch)
-            raise
+            # An ICMP error of the host's may be lost in the kernel when its socket is busy on that CPU
+            # (icmpv6_xmit_lock is a trylock). A difference of ours comes again; that one does not.
+            tally["again"] += 1
+            if tally["again"] > AGAIN_MAX:
+                blame(wires, batch)
+                raise
+            fast, slow = compare(wires, *batches(items, 2))
         tally["packets"] += len(batch)
         tally["dropped"] += sum(packets for packets, _ in fast.drops.values())
         tally["slow"] += slow.slow

@@ -304,7 +304,7 @@ def _blank(frame: bytes, *fields: int) -> bytes:
 
 
 def of_run(frame: bytes, run: int) -> bytes:
-    """The frame as it is sent in run 0 or 1: a fragment of IPv4 or IPv6 says so in its identification."""
+    """The frame as it is sent in run 0 to 3: a fragment of IPv4 or IPv6 says so in its identification."""
     if frame[12:14] == b"\x08\x00" and len(frame) >= 34 and (frame[20] & 0x3F or frame[21]):
         head = slice(14, 14 + (frame[14] & 15) * 4)
         good = checksum(frame[head]) == 0
@@ -315,7 +315,7 @@ def of_run(frame: bytes, run: int) -> bytes:
     return frame.replace(FRAGMENT_ID, FRAGMENT_ID[:3] + bytes([RUNS[run]]))
 
 
-RUNS = (0xF0, 0xF1)
+RUNS = (0xF0, 0xF1, 0xF2, 0xF3)
 """First byte of the IP ID of a fragment: one for each run of a batch, so that pieces of two never meet."""
 
 
