@@ -26,7 +26,7 @@ from tests.netns.wires import PLAIN, RUNS, Arrival, Seen, Wires, of_run, vnet, w
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("each_attach")]
 
 BATCH = 40
-#: Batches of a test that may be sent a second time, for what the kernel lost.
+#: Batches of a test that may be sent a second time, where something arrived on one path only.
 AGAIN_MAX = 2
 GSO_TCP4, GSO_TCP6, GSO_UDP = 1, 4, 5
 Item = tuple[str, bytes, bytes]
@@ -129,11 +129,13 @@ def test_generated_packets_fare_the_same_on_both_paths(wires: Wires) -> None:
         batch, other = batches(items, 0)
         try:
             fast, slow = compare(wires, batch, other)
-        except AssertionError:
-            # An ICMP error of the host's may be lost in the kernel when its socket is busy on that CPU
-            # (icmpv6_xmit_lock is a trylock). A difference of ours comes again; that one does not.
+        except AssertionError as error:
+            # Once, in a full run, an ICMPv6 error of the host's arrived on one path only and did not come
+            # again with the same frames; why is not known (the kernel may drop its own: icmpv6_xmit_lock is a
+            # trylock). So a difference in what *arrived* has to come twice; one in a verdict or a count of
+            # drops fails at once.
             tally["again"] += 1
-            if tally["again"] > AGAIN_MAX:
+            if not str(error).startswith("at ") or tally["again"] > AGAIN_MAX:
                 blame(wires, batch)
                 raise
             fast, slow = compare(wires, *batches(items, 2))
