@@ -58,7 +58,8 @@ def test_what_is_left_behind_fails_the_session(tmp_path: Path) -> None:
         "subprocess.Popen(['tail', '-f', '/dev/null'], start_new_session=True)",
         "os.open('/proc/self/ns/net', os.O_RDONLY)",
     )
-    lines = [line.strip() for line in done.stdout.splitlines()]
+    # Each once: under CI pytest does not cut its short summary, and the whole message stands there again.
+    lines = dict.fromkeys(line.strip() for line in done.stdout.splitlines())
     for path in Path("/run/netns").glob(f"*{name}"):
         subprocess.run(["ip", "netns", "delete", path.name], check=True)
     left = {kind: [line for line in lines if line.startswith(kind)] for kind in ("netns", "process", "descr")}
