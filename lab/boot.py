@@ -11,6 +11,7 @@ share and not by the guest's exit status, so that a guest that died is told from
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -35,7 +36,8 @@ NOT_COPIED = {".venv", ".git", "build/lab", ".hypothesis", ".mypy_cache", ".ruff
 """What of the checkout the guest's copy is without; .venv is there all the same, shared."""
 
 CONSOLE_TAIL = 40
-"""Lines of the console that are shown of a guest that died: a panic has a long trace below its reason."""
+"""Lines of the console that are shown of a guest that died: the last, and above them the first reason."""
+_REASON = re.compile(r"Kernel panic|BUG:|Oops:")
 
 _POLL = 0.2  # seconds between looks at the guest's output
 
@@ -221,17 +223,27 @@ def _outcome(kernel: Kernel, folder: Path, seconds: float, over_limit: float | N
     try:
         status = int((folder / "status").read_text())
     except (FileNotFoundError, ValueError):
-        # The console is a serial line: carriage returns, and kernel messages at the end of a panic.
-        console = (folder / "console").read_text(errors="replace").replace("\r", "")
-        tail = "\n    ".join([line for line in console.splitlines() if line.strip()][-CONSOLE_TAIL:])
+        console = (folder / "console").read_text(errors="replace")
         problem = "the guest died" if over_limit is None else f"not done after {over_limit:.0f} s"
-        problem += f", its console ended:\n    {tail}\n   "
+        problem += ", its console ended:\n    " + "\n    ".join(last_words(console)) + "\n   "
     passed, failed, skipped = _counts(folder / "junit.xml")
     if status == NO_TESTS:
         problem = "no test was run"
     (folder / "project.tar").unlink()
     ok = status == 0 and not problem
     return Outcome(kernel, status, passed, failed, skipped, seconds, problem, None if ok else folder)
+
+
+def last_words(console: str) -> list[str]:
+    """The end of a dead guest's console; where the kernel's reason stands further above, its line too.
+
+    The trace below a reason may be longer than any tail, and the closing line, which repeats it, may
+    not have left the serial line when the guest was gone.
+    """
+    lines = [line for line in console.replace("\r", "").splitlines() if line.strip()]
+    tail = lines[-CONSOLE_TAIL:]
+    reasons = [line for line in lines[:-CONSOLE_TAIL] if _REASON.search(line)]
+    return [*reasons[:1], "...", *tail] if reasons else tail
 
 
 def _counts(junit: Path) -> tuple[int, int, int]:
