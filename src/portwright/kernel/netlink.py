@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from types import TracebackType
 from typing import NamedTuple
 
-from portwright.kernel.netns import entered
+from portwright.kernel.netns import cookie_of, entered
 from portwright.kernel.nlattr import get_str, parse_attrs
 from portwright.model.errors import KernelFailed, NetlinkFailed
 
@@ -210,6 +210,10 @@ class NetlinkSocket:
     def fileno(self) -> int:
         """Return the descriptor, -1 once closed."""
         return self._sock.fileno()
+
+    def netns_cookie(self) -> int:
+        """Return the cookie of the namespace that the socket belongs to (see netns.cookie)."""
+        return cookie_of(self._sock)
 
     def execute(self, requests: Sequence[Request]) -> list[list[Message]]:
         """Send all requests in one system call (per BATCH_MAX) and return each one's replies.

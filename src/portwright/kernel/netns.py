@@ -136,7 +136,12 @@ class entered:
 def cookie(fd: int) -> int:
     """Return the namespace's cookie: unique and never reused within one boot."""
     with entered(fd), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        return cookie_of(probe)
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """Return the cookie of the namespace that a socket belongs to."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     return int.from_bytes(raw, sys.byteorder)
 
 

@@ -65,7 +65,7 @@ from portwright.kernel.rtnl_parse import (
     parse_link,
     routes,
 )
-from portwright.kernel.rtnl_uplink import default_uplink
+from portwright.kernel.rtnl_uplink import default_oif, default_uplink
 from portwright.model.errors import InvalidInput
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "addresses",
     "altname_add",
     "altname_del",
+    "default_oif",
     "default_uplink",
     "link_by_index",
     "link_by_name",

@@ -33,14 +33,19 @@ _NOWHERE = {
 
 
 def default_uplink(sock: NetlinkSocket, family: int) -> LinkInfo | None:
-    """Return the device of the main table's default route with the lowest metric, if any.
+    """Return the device of :func:`default_oif`, if there is one."""
+    oif = default_oif(sock, family)
+    return link_by_index(sock, oif) if oif else None
+
+
+def default_oif(sock: NetlinkSocket, family: int) -> int:
+    """Return the ifindex of the main table's default route with the lowest metric; 0 without one.
 
     Asks for the route to one address that nobody owns, whatever else the table holds; only where that is
     not answered by a plain default route of the main table (policy rules, several hops, a
     route to just that address, no default route) is the whole table listed.
     """
-    oif = _default_by_lookup(sock, family) or _default_by_dump(sock, family)
-    return link_by_index(sock, oif) if oif else None
+    return _default_by_lookup(sock, family) or _default_by_dump(sock, family)
 
 
 def _default_by_lookup(sock: NetlinkSocket, family: int) -> int:

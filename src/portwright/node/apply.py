@@ -25,6 +25,7 @@ from portwright.model.errors import Conflict, InternalError, KernelFailed, Netli
 from portwright.model.network import GATEWAY_MAC
 from portwright.node import nat
 from portwright.node.faults import Faults
+from portwright.node.sandbox import Sandbox
 from portwright.node.switch import DIRECTIONS, Switch
 from portwright.plan import operations as op
 
@@ -33,13 +34,12 @@ _LINK_WITHIN, _LOOK_AGAIN = 2.0, 0.0002
 
 
 class Applier:
-    """Applies plans for one port. ``sandbox_fd`` may be None for plans that only take away."""
+    """Applies plans for one port. ``sandbox`` may be None for plans that only take away."""
 
-    def __init__(self, switch: Switch, sandbox_fd: int | None, faults: Faults) -> None:
+    def __init__(self, switch: Switch, sandbox: Sandbox | None, faults: Faults) -> None:
         self._switch = switch
-        self._sandbox_fd = sandbox_fd
+        self._sandbox = sandbox
         self._faults = faults
-        self._sandbox: NetlinkSocket | None = None
         self._index: dict[str, int] = {}
         self._device_index = 0
         self._batch: list[Request] = []
@@ -51,8 +51,6 @@ class Applier:
 
     def __exit__(self, *_: object) -> None:
         wait(self._beside)
-        if self._sandbox is not None:
-            self._sandbox.close()
 
     @property
     def rep_ifindex(self) -> int:
@@ -110,7 +108,7 @@ class Applier:
     # -- netlink batches -------------------------------------------------------------------------
 
     def _send(self, where: str, request: Request) -> None:
-        socket = self._switch.rtnl if where == "host" else self._sandbox_socket()
+        socket = self._switch.rtnl if where == "host" else self._inside().rtnl
         if self._batch_socket is not socket:
             self._flush()
             self._batch_socket = socket
@@ -121,11 +119,9 @@ class Applier:
         if batch and self._batch_socket is not None:
             self._batch_socket.execute(batch)
 
-    def _sandbox_socket(self) -> NetlinkSocket:
+    def _inside(self) -> Sandbox:
         if self._sandbox is None:
-            if self._sandbox_fd is None:
-                raise InternalError("a plan that needs the sandbox was applied without its namespace")
-            self._sandbox = NetlinkSocket(netns_fd=self._sandbox_fd)
+            raise InternalError("a plan that needs the sandbox was applied without its namespace")
         return self._sandbox
 
     def _ifindex(self, rep: str) -> int:
@@ -151,7 +147,7 @@ class Applier:
                 self._send("host", quiet)
             case op.SetSysctl(where=where, path=path, value=value):
                 self._flush()
-                fd = self._switch.fd if where == "host" else self._sandbox_fd
+                fd = self._switch.fd if where == "host" else self._inside().fd
                 sysctl.write(path, value, netns_fd=fd)
             case op.SetLink(where=where, name=name, up=up, mtu=mtu):
                 self._send(where, rtnl.link_set(self._at(where, name), up=up, mtu=mtu))
@@ -181,15 +177,13 @@ class Applier:
         return self._ifindex(name) if where == "host" else self._device_index
 
     def _create_veth(self, operation: op.CreateVeth) -> None:
-        if self._sandbox_fd is None:
-            raise InternalError("CreateVeth without the sandbox's namespace")
         request = rtnl.veth_create(
             operation.rep,
             mac=operation.gateway_mac,
             mtu=operation.mtu,
             peer_name=operation.ifname,
             peer_mac=operation.mac,
-            peer_netns_fd=self._sandbox_fd,
+            peer_netns_fd=self._inside().fd,
             peer_mtu=operation.mtu,
         )
         try:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from portwright.dataplane.abi import PwReachKey
-from portwright.kernel import netns, rtnl, sysctl
+from portwright.kernel import ifreq, netns, rtnl, sysctl
 from portwright.kernel.bpf import is_bpffs, mount_bpffs, umount_bpffs
 from portwright.model.errors import InvalidInput, KernelFailed
 from portwright.model.network import Network
@@ -87,27 +87,23 @@ class Core:
         """This thread in the namespace behind ``fd``, and back at the end; for layers above the kernel's."""
         return netns.entered(fd)
 
-    def ref(self, fd: int, path: str) -> NetnsRef:
-        """Identifies a namespace beyond its path."""
-        if not netns.is_netns(fd):
-            raise InvalidInput("netns", path, "is not a network namespace")
-        return NetnsRef(path=path, cookie=netns.cookie(fd), boot_id=self.boot_id)
-
     def switch_for(self, fd: int | None = None) -> Switch:
         """The switch of the namespace behind ``fd`` (stays the caller's), or of our own."""
         source = self._own_fd if fd is None else fd
+        for known in self.switches.values():
+            # While a switch holds its namespace open, no other one has its inode.
+            if netns.same(source, known.fd):
+                return known
         if fd is not None and not netns.is_netns(fd):
             raise InvalidInput(
                 "netns", str(Path(f"/proc/self/fd/{fd}").readlink()), "is no network namespace"
             )
         cookie = self.own_cookie if fd is None else netns.cookie(fd)
-        switch = self.switches.get(cookie)
-        if switch is None:
-            path = "" if cookie == self.own_cookie else str(Path(f"/proc/self/fd/{source}").readlink())
-            ref = NetnsRef(path=path, cookie=cookie, boot_id=self.boot_id)
-            switch = Switch.open(ref, os.dup(source), self.paths.bpf, self.paths.instance, self.faults)
-            self.switches[cookie] = switch
-            self._write_reach(switch)
+        path = "" if cookie == self.own_cookie else str(Path(f"/proc/self/fd/{source}").readlink())
+        ref = NetnsRef(path=path, cookie=cookie, boot_id=self.boot_id)
+        switch = Switch.open(ref, os.dup(source), self.paths.bpf, self.paths.instance, self.faults)
+        self.switches[cookie] = switch
+        self._write_reach(switch)
         return switch
 
     def switch_of(self, port: Port) -> Switch | None:
@@ -247,9 +243,11 @@ class Core:
     def uplink_mtu(self, switch: Switch) -> int:
         """The MTU of the device of the default route (IPv4's first), or 1500 without one."""
         for family in (socket.AF_INET, socket.AF_INET6):
-            uplink = rtnl.default_uplink(switch.rtnl, family)
-            if uplink is not None and uplink.mtu:
-                return min(uplink.mtu, 65535)
+            index = rtnl.default_oif(switch.rtnl, family)
+            name = ifreq.name(switch.rtnl, index) if index else None
+            mtu = ifreq.mtu(switch.rtnl, name) if name else None
+            if mtu:
+                return min(mtu, 65535)
         return DEFAULT_MTU
 
     # -- host-wide sysctls -----------------------------------------------------------------------

@@ -17,8 +17,6 @@ import msgspec
 
 from portwright.attach import veth
 from portwright.dataplane import values
-from portwright.kernel import rtnl
-from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import Conflict, InvalidInput, NotSupported, PortStateError
 from portwright.model.network import GATEWAY4, GATEWAY6, AddressRange, Dns, Network, Route
 from portwright.model.port import (
@@ -34,6 +32,7 @@ from portwright.model.port import (
 from portwright.node.apply import Applier
 from portwright.node.changes import complete
 from portwright.node.core import Core
+from portwright.node.sandbox import Sandbox
 from portwright.node.switch import Switch, attach_mode
 from portwright.plan.operations import Operation, encode
 from portwright.plan.publish import HostPorts, Publication
@@ -84,12 +83,16 @@ class Ports:
             raise Conflict(
                 "port", owner, "it exists already, duplicate allocation is not allowed; DEL it first"
             )
-        switch, port = self._draft(spec, sandbox_fd, host_fd)
+        with Sandbox(sandbox_fd, spec.netns) as sandbox:
+            return self._create(spec, sandbox, host_fd)
+
+    def _create(self, spec: PortSpec, sandbox: Sandbox, host_fd: int | None) -> Port:
+        switch, port = self._draft(spec, sandbox, host_fd)
         try:
             self._core.prepare(switch, spec.network)
             with self._store.transaction(durable=True):
                 port = self._with_addresses(port, spec, time.time())
-                port = self._with_routes(port, spec, sandbox_fd)
+                port = self._with_routes(port, spec, sandbox)
                 plan = veth.attach(port)
                 self._store.put_port(port)
                 entry = self._store.begin(port.port_id, "add", encode(plan))
@@ -102,7 +105,7 @@ class Ports:
         self._core.faults.at("add:intent")
         try:
             self._core.admit(switch, port)
-            with Applier(switch, sandbox_fd, self._core.faults) as applier:
+            with Applier(switch, sandbox, self._core.faults) as applier:
                 applier.apply(plan, "add")
                 port = msgspec.structs.replace(
                     port, state=PortState.ATTACHED, rep_ifindex=applier.rep_ifindex
@@ -118,7 +121,11 @@ class Ports:
 
     def dry_run(self, spec: PortSpec, sandbox_fd: int, host_fd: int | None = None) -> tuple[Operation, ...]:
         """The plan that ``create`` would apply; the record and the kernel stay as they are."""
-        switch, port = self._draft(spec, sandbox_fd, host_fd)
+        with Sandbox(sandbox_fd, spec.netns) as sandbox:
+            return self._planned(spec, sandbox, host_fd)
+
+    def _planned(self, spec: PortSpec, sandbox: Sandbox, host_fd: int | None) -> tuple[Operation, ...]:
+        switch, port = self._draft(spec, sandbox, host_fd)
 
         class _RollBack(Exception):
             pass
@@ -127,21 +134,20 @@ class Ports:
         try:
             with contextlib.suppress(_RollBack), self._store.transaction(durable=False):
                 port = self._with_addresses(port, spec, time.time())
-                port = self._with_routes(port, spec, sandbox_fd)
+                port = self._with_routes(port, spec, sandbox)
                 plan = veth.attach(port)
                 raise _RollBack
         finally:
             self._core.drop_idle_switch(switch)
         return plan
 
-    def _draft(self, spec: PortSpec, sandbox_fd: int, host_fd: int | None) -> tuple[Switch, Port]:
+    def _draft(self, spec: PortSpec, sandbox: Sandbox, host_fd: int | None) -> tuple[Switch, Port]:
         """The port as asked for, judged, without addresses."""
         if spec.model != veth.MODEL:
             raise NotSupported(spec.model, "attachment", f"this release attaches with {veth.MODEL!r}")
-        sandbox = self._core.ref(sandbox_fd, spec.netns)
         switch = self._core.switch_for(host_fd)
         try:
-            return switch, self._judged(spec, switch, sandbox)
+            return switch, self._judged(spec, switch, sandbox.ref(self._core.boot_id))
         except BaseException:
             self._core.drop_idle_switch(switch)
             raise
@@ -196,13 +202,13 @@ class Ports:
             raise InvalidInput("portMappings", len(port.port_mappings), "the port has no address to publish")
         return msgspec.structs.replace(port, addresses=addresses)
 
-    def _with_routes(self, port: Port, spec: PortSpec, sandbox_fd: int) -> Port:
+    def _with_routes(self, port: Port, spec: PortSpec, sandbox: Sandbox) -> Port:
         """The sandbox's routes: those asked for, or a default route of each family.
 
         A sandbox with several ports has one default route of each family already; another port of
         it gets routes to its own network's subnets instead. What the sandbox has is left alone.
         """
-        present = {dst for dst, _ in sandbox_routes(sandbox_fd)}
+        present = sandbox.destinations()
         routes = list(spec.routes)
         wanted = {ipaddress.ip_network(r.dst, strict=False).version for r in routes}
         for version in sorted({ipaddress.ip_address(a.address).version for a in port.addresses}):
@@ -297,16 +303,20 @@ class Ports:
         """Gives a detached port a new device, in the same sandbox or in another."""
         if port.state is not PortState.DETACHED:
             raise PortStateError(port.port_id, port.state.value, "detached")
+        with Sandbox(sandbox_fd, netns_path) as sandbox:
+            return self._plug(port, sandbox, ifname)
+
+    def _plug(self, port: Port, sandbox: Sandbox, ifname: str | None) -> Port:
         switch = self._core.switch_of(port) or self._core.switch_for()
         network = self._store.get_network(port.network)
         self._core.prepare(switch, network)
-        sandbox = self._core.ref(sandbox_fd, netns_path)
-        if sandbox.cookie == switch.ref.cookie:
-            raise InvalidInput("netns", netns_path, "is the host's own namespace, not a sandbox's")
+        ref = sandbox.ref(self._core.boot_id)
+        if ref.cookie == switch.ref.cookie:
+            raise InvalidInput("netns", sandbox.path, "is the host's own namespace, not a sandbox's")
         port = msgspec.structs.replace(
-            port, state=PortState.PLUGGING, sandbox=sandbox, host=switch.ref, ifname=ifname or port.ifname
+            port, state=PortState.PLUGGING, sandbox=ref, host=switch.ref, ifname=ifname or port.ifname
         )
-        present = {dst for dst, _ in sandbox_routes(sandbox_fd)}
+        present = sandbox.destinations()
         implicit = {"0.0.0.0/0", "::/0"}
         routes = tuple(r for r in port.routes if r.dst not in implicit or r.dst not in present)
         plan = veth.attach(msgspec.structs.replace(port, routes=routes))
@@ -316,7 +326,7 @@ class Ports:
         self._core.faults.at("plug:intent")
         try:
             self._core.admit(switch, port)
-            with Applier(switch, sandbox_fd, self._core.faults) as applier:
+            with Applier(switch, sandbox, self._core.faults) as applier:
                 applier.apply(plan, "plug")
                 attached = msgspec.structs.replace(
                     port, state=PortState.ATTACHED, rep_ifindex=applier.rep_ifindex
@@ -343,12 +353,6 @@ class Ports:
     def roll_back_plug(self, port: Port, entry: int) -> None:
         """A plug or unplug that a crash cut short: detached, ready to be plugged again."""
         self._detach(port, entry=entry)
-
-
-def sandbox_routes(sandbox_fd: int) -> list[tuple[str, int]]:
-    """(destination, oif) of the main table in the sandbox, both families; defaults as /0."""
-    with NetlinkSocket(netns_fd=sandbox_fd) as sock:
-        return [(r.dst, r.oif) for r in rtnl.routes(sock, table=254)]
 
 
 def gateway_of(address: str, pools: Sequence[Sequence[AddressRange]]) -> str:

@@ -1,0 +1,40 @@
+"""The sandbox's end while a plan is made and applied: one descriptor, one socket, opened once."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from portwright.kernel import netns, rtnl
+from portwright.kernel.netlink import NetlinkSocket
+from portwright.model.errors import InvalidInput
+from portwright.model.port import NetnsRef
+
+_MAIN_TABLE = 254
+
+
+class Sandbox:
+    """A network namespace that a caller named. A context manager; its descriptor stays the caller's."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        """Opens a socket in it; InvalidInput if ``fd`` is no network namespace."""
+        if not netns.is_netns(fd):
+            raise InvalidInput("netns", path, "is not a network namespace")
+        self.fd = fd
+        self.path = path
+        self.rtnl = NetlinkSocket(netns_fd=fd)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rtnl.close()
+
+    def ref(self, boot_id: str) -> NetnsRef:
+        """Identifies it beyond its path."""
+        return NetnsRef(path=self.path, cookie=self.rtnl.netns_cookie(), boot_id=boot_id)
+
+    def destinations(self) -> set[str]:
+        """Where its main table has routes to, both families; defaults as /0."""
+        return {route.dst for route in rtnl.routes(self.rtnl, table=_MAIN_TABLE)}
