@@ -114,6 +114,11 @@ def limit_value(rate_bits: int, burst_bits: int, now_ns: int) -> bytes:
     return bytes(8) + spec.pack()
 
 
+def limit_spec(value: bytes) -> PwLimitSpec:
+    """What a value of pw_limits says, in bytes and nanoseconds."""
+    return PwLimitSpec.unpack(value[8:])
+
+
 def reason_text(reason: int) -> str:
     """``PwReason.R_SRC_MAC`` -> ``src_mac``; an unknown number says so."""
     try:
