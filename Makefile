@@ -52,9 +52,9 @@ lint: setup ## ruff, mypy --strict, clang-format
 	clang-format --dry-run -Werror $(C_FILES)
 
 # One command, one test, one kernel: make lab KERNEL=6.1 TEST=tests/netns/test_x.py::test_y
-lab: ## the netns tests under other kernels (KERNEL=6.1, TEST=path::name, ARGS= for pytest)
+lab: ## the netns tests under other kernels (KERNEL=6.1, TEST=path::name, LIMIT=seconds, ARGS= for pytest)
 	@packaging/setup.sh lab
-	@$(PYTHON) -m lab $(foreach k,$(KERNEL),--kernel $k) $(foreach t,$(TEST),$t) $(if $(ARGS),-- $(ARGS))
+	@$(PYTHON) -m lab $(if $(LIMIT),--limit $(LIMIT)) $(foreach k,$(KERNEL),--kernel $k) $(foreach t,$(TEST),$t) $(if $(ARGS),-- $(ARGS))
 
 bench: setup ## the figures of the docs (PART= for one of them)
 	$(PYTHON) -m bench $(or $(PART),--doc)

@@ -122,7 +122,8 @@ def run(
             _end(guest)
             for large in ("project.tar", "disk"):
                 (folder / large).unlink()
-    outcome = _outcome(kernel, folder, time.monotonic() - began, None if in_time else limit)
+    seconds = time.monotonic() - began
+    outcome = _outcome(kernel, folder, seconds, None if in_time else min(limit, seconds))
     if outcome.ok:
         shutil.rmtree(folder)
     return outcome

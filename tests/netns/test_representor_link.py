@@ -218,7 +218,8 @@ def test_r11_the_mtu_is_the_ports_and_outlives_the_device(daemon: Daemon, sandbo
 def test_r11_a_renamed_device_is_told_too(daemon: Daemon, sandboxes: SandboxFactory) -> None:
     """The sandbox's end is found by the kernel's facts, not by a name that the sandbox may change."""
     a = sandboxes()
-    a.run(["ip", "link", "set", "eth0", "name", "lan0"])
+    for command in ("eth0 down", "eth0 name lan0", "lan0 up"):  # before Linux 6.2 only a device that is down
+        a.run(["ip", "link", "set", *command.split()])
     daemon.cli("port", "set", a.port.port_id, "--mtu", "1400")
     assert link(a.ns, "lan0")["mtu"] == 1400
 
