@@ -64,6 +64,7 @@ async def _serve(core: Core) -> None:
     core.switch_for()
     for sentence in recover(core, ports):
         log.info("recovery: %s", sentence)
+    core.policies.restore()
     changes = Changes(core)
     watch, feed = Watch(core, ports, changes, loop), DropFeed(core, loop)
 

@@ -75,6 +75,7 @@ def port_value(
         link_local=address(link_local(mac_address)),
         gateway4=_first(gateways, 4),
         gateway6=_first(gateways, 6),
+        flows=0,
     ).pack()
 
 
