@@ -1,14 +1,19 @@
 """``python -m lab [--kernel 6.1]… [--limit SECONDS] [TEST]… [-- PYTEST-ARGUMENTS]``.
 
-Without TEST, all tests that carry the mark ``netns``. Exit status: 0 if they passed under every
-kernel, 1 if not, 2 for a wrong command line. The last line is ``N passed, N failed``.
+Without TEST, all tests that carry the mark ``netns``. Several kernels run at the same time, each line of
+theirs behind its kernel's name. Exit status: 0 if they passed under every kernel, 1 if not, 2 for a
+wrong command line. The last line is ``N passed, N failed``.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from lab import boot, kernels
@@ -34,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--kernel", action="append", choices=list(kernels.META_PACKAGES), help="once or more; default: all"
     )
-    parser.add_argument("--limit", type=float, default=900.0, help="seconds for each kernel, boot included")
+    parser.add_argument("--limit", type=float, default=5400.0, help="seconds for each kernel, boot included")
     parser.add_argument("test", nargs="*", help="file or file::test; default: all marked netns")
     options = parser.parse_args(arguments)
     for test in options.test:
@@ -44,15 +49,12 @@ def main(arguments: list[str]) -> int:
     selection = options.test or ["-m", "netns", *marked("netns")]
     # Emulation is five to ten times slower than the machine that the tests' own limits were set on.
     pytest_args = ["-v", "--color=no", "--durations=10", "-o", "timeout=600", *extra, *selection]
-    outcomes = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception, which ends the guests
     try:
         if os.geteuid() != 0:
             raise kernels.LabError("the lab needs root: the guest's root reads what only root may")
-        for name in options.kernel or kernels.META_PACKAGES:
-            kernel = kernels.fetch(name)
-            print(f"lab: booting {kernel.release}", flush=True)
-            outcomes.append(boot.run(kernel, pytest_args, limit=options.limit, show=show))
-            print(outcomes[-1], flush=True)
+        chosen = [kernels.fetch(name) for name in dict.fromkeys(options.kernel or kernels.META_PACKAGES)]
+        outcomes = run_all(chosen, pytest_args, options.limit)
     except kernels.LabError as exc:
         print(f"lab: {exc}", file=sys.stderr)
         return 1
@@ -64,10 +66,38 @@ def main(arguments: list[str]) -> int:
     return 0 if all(outcome.ok for outcome in outcomes) else 1
 
 
-def show(text: str) -> None:
-    """Pass the guest's output on at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def run_all(chosen: Sequence[kernels.Kernel], pytest_args: Sequence[str], limit: float) -> list[boot.Outcome]:
+    """Run the tests under all of the kernels at once, each a guest of its own; the outcomes in that order.
+
+    Raises LabError as boot.run does. However it ends, all guests are gone then.
+    """
+    stop = threading.Event()
+
+    def one(kernel: kernels.Kernel) -> boot.Outcome:
+        show = shower(f"{kernel.name:<5}" if len(chosen) > 1 else "")
+        show(f"lab: booting {kernel.release}\n")
+        outcome = boot.run(kernel, pytest_args, limit=limit, show=show, stop=stop)
+        show(f"{outcome}\n")
+        return outcome
+
+    with ThreadPoolExecutor(len(chosen)) as pool:
+        try:
+            running = [pool.submit(one, kernel) for kernel in chosen]
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    return [future.result() for future in running]
+
+
+def shower(prefix: str) -> Callable[[str], None]:
+    """A function that passes whole lines on at once, each behind ``prefix``."""
+
+    def show(text: str) -> None:
+        if text:
+            sys.stdout.write("".join(f"{prefix}{line}" for line in text.splitlines(keepends=True)))
+            sys.stdout.flush()
+
+    return show
 
 
 if __name__ == "__main__":

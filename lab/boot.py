@@ -18,12 +18,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import disk
 from lab.kernels import Kernel, LabError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -34,6 +36,11 @@ NO_TESTS = 5
 
 NOT_COPIED = {".venv", ".git", "build/lab", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 """What of the checkout the guest's copy is without; .venv is there all the same, shared."""
+
+FASTER = "mitigations=off norandmaps no5lvl"
+"""Kernel parameters for emulation: a process starts in a third of the time without retpolines, which
+defend against other guests' readers, random addresses, for which code is translated anew, and a fifth
+level of page tables, which few machines have."""
 
 CONSOLE_TAIL = 40
 """Lines of the console that are shown of a guest that died: the last, and above them the first reason."""
@@ -81,17 +88,20 @@ def run(
     *,
     limit: float,
     show: Callable[[str], object] = sys.stdout.write,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """Boot ``kernel``, run pytest with ``pytest_args`` in it, and say how that ended.
 
-    ``limit``: seconds for everything, boot included. ``show`` gets pytest's output as it comes. Raises
-    LabError when no guest can be started here at all.
+    ``limit``: seconds for everything, boot included. ``show`` gets pytest's output as it comes, in
+    whole lines. Once ``stop`` is set the guest is ended as if its time were over. Raises LabError when no
+    guest can be started here at all.
     """
     folder = PROJECT / "build" / "lab" / f"{kernel.name}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_job(folder, kernel, pytest_args)
     _copy_project(folder / "project.tar")
+    disk.make(PROJECT, folder / "disk")
     began = time.monotonic()
     with (folder / "console").open("wb") as console:
         try:
@@ -107,9 +117,11 @@ def run(
         except FileNotFoundError as exc:
             raise LabError("virtme-ng is missing: run packaging/setup.sh lab") from exc
         try:
-            in_time = _follow(guest, folder / "output", began + limit, show)
+            in_time = _follow(guest, folder / "output", began + limit, show, stop or threading.Event())
         finally:
             _end(guest)
+            for large in ("project.tar", "disk"):
+                (folder / large).unlink()
     outcome = _outcome(kernel, folder, time.monotonic() - began, None if in_time else limit)
     if outcome.ok:
         shutil.rmtree(folder)
@@ -124,12 +136,14 @@ def _command(kernel: Kernel, folder: Path) -> list[str]:
         f"-fsdev local,id=lab-root,path=/,security_model=none,readonly=on,multidevs=remap "
         f"-device virtio-9p-pci,fsdev=lab-root,mount_tag=lab-root "
         f"-fsdev local,id=lab-result,path={folder},security_model=none "
-        f"-device virtio-9p-pci,fsdev=lab-result,mount_tag=lab-result"
+        f"-device virtio-9p-pci,fsdev=lab-result,mount_tag=lab-result "
+        f"-drive file={folder}/disk,if=virtio,format=raw,readonly=on"
     )
     return [
         "vng",
         f"--run={kernel.image}",
         "--disable-kvm",  # software emulation everywhere: a result never depends on the machine
+        f"--append={FASTER}",
         "--memory=1G",
         "--cpus=2",  # more than one: per-CPU maps and races have to show
         "--user=root",
@@ -152,6 +166,7 @@ def _write_job(folder: Path, kernel: Kernel, pytest_args: Sequence[str]) -> None
         f"PROJECT={shlex.quote(str(PROJECT))}\n"
         f"KERNEL={shlex.quote(kernel.name)}\n"
         f"MODULES={shlex.quote(str(kernel.modules))}\n"
+        f"DISK=({shlex.join(str(f) for f in disk.folders(PROJECT))})\n"
         f"FOLDERS=({shlex.join(folders)})\n"
         f"PYTEST=({shlex.join(pytest)})\n"
     )
@@ -176,9 +191,13 @@ def _copy_project(tar: Path) -> None:
 
 
 def _follow(
-    guest: subprocess.Popen[bytes], output: Path, deadline: float, show: Callable[[str], object]
+    guest: subprocess.Popen[bytes],
+    output: Path,
+    deadline: float,
+    show: Callable[[str], object],
+    stop: threading.Event,
 ) -> bool:
-    """Show ``output`` as it grows, until the guest is gone (True) or the time is over (False)."""
+    """Show ``output`` as it grows, until the guest is gone (True), the time is over or we stop (False)."""
     shown = 0
     while True:
         try:
@@ -197,7 +216,7 @@ def _follow(
             shown += end
         if gone:
             return True
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or stop.is_set():
             return False
 
 
@@ -229,7 +248,6 @@ def _outcome(kernel: Kernel, folder: Path, seconds: float, over_limit: float | N
     passed, failed, skipped = _counts(folder / "junit.xml")
     if status == NO_TESTS:
         problem = "no test was run"
-    (folder / "project.tar").unlink()
     ok = status == 0 and not problem
     return Outcome(kernel, status, passed, failed, skipped, seconds, problem, None if ok else folder)
 

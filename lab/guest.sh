@@ -5,7 +5,7 @@
 # junit.xml, and last of all status (pytest's exit status; its absence means that the guest died).
 set -u
 result=$1
-. "$result/job" # PROJECT, KERNEL, MODULES, and the arrays FOLDERS and PYTEST
+. "$result/job" # PROJECT, KERNEL, MODULES, and the arrays FOLDERS, DISK and PYTEST
 
 # Everything that is read often is mounted a second time with the page cache on. virtme-ng's own
 # mount asks the host for each stat and each page, each time.
@@ -22,7 +22,15 @@ mkdir -p "$PROJECT"
 mount -t tmpfs tmpfs "$PROJECT"
 tar -C "$PROJECT" -xf "$result/project.tar"
 mkdir "$PROJECT/.venv"
-mount --bind "$cached$PROJECT/.venv" "$PROJECT/.venv"
+# And what Python opens at each start is on a disk (lab/disk.py): an opening over 9p is four questions.
+for module in virtio_blk ext4; do
+	modprobe -d "$cached${MODULES%/lib/modules/*}" $module
+done
+mkdir -p /run/lab-disk
+mount -t ext4 -o ro /dev/vda /run/lab-disk
+for folder in "${DISK[@]}"; do
+	mount --bind "/run/lab-disk$folder" "$folder"
+done
 # /usr above hid virtme-ng's /lib/modules, and may have none of its own: the kernel's own calls of
 # modprobe (a link type, a qdisc, an nft expression at first use) are led to the unpacked kernel's.
 cat >/run/lab-modprobe <<EOF

@@ -24,15 +24,25 @@ import pytest
 from portwright import Client
 from portwright.model.errors import DaemonUnavailable
 from portwright.model.port import Port
-from tests.deadline import wait_until
+from tests.deadline import PATIENCE, wait_until
 from tests.fix_features import require_for_test
 from tests.fix_netns import TestNetns
+from tests.zygote import Process, Zygote
 
 PORTWRIGHT = Path(sys.executable).with_name("portwright")
 WORLD4, WORLD6 = "192.0.2.1", "2001:db8::1"
 HOST4, HOST6 = "192.0.2.2", "2001:db8::2"
-#: Seconds. The lab's kernels run under emulation.
-START_WITHIN = 120.0 if "PORTWRIGHT_LAB_KERNEL" in os.environ else 30.0
+LAB = "PORTWRIGHT_LAB_KERNEL" in os.environ
+#: Seconds.
+START_WITHIN = 30.0
+_zygote = Zygote()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _zygote_ends() -> Iterator[None]:
+    """End it before the session looks for what it left behind."""
+    yield
+    _zygote.close()
 
 
 class Daemon:
@@ -45,7 +55,7 @@ class Daemon:
         self.run_dir, self.state_dir = base / "run", base / "state"
         self.bin_dir, self.conf_dir = base / "bin", base / "net.d"
         self.log = base / "log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
     @property
     def env(self) -> dict[str, str]:
@@ -64,13 +74,21 @@ class Daemon:
     def launch(self, **extra: str) -> None:
         """Start the process only."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                ["nsenter", f"--net={self.host.path}", "--", str(PORTWRIGHT), "node", "run"],
-                env={**self.env, **extra},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+            self.process = self._portwright(
+                ["node", "run"], {**self.env, **extra}, log.fileno(), log.fileno()
             )
+
+    def _portwright(self, args: Sequence[str], env: dict[str, str], stdout: int, stderr: int) -> Process:
+        """Start ``portwright ARGS`` in the host namespace; in the lab by a fork (tests/zygote.py)."""
+        if LAB:
+            return _zygote.start(self.host.path, args, env, stdout, stderr)
+        return subprocess.Popen(
+            ["nsenter", f"--net={self.host.path}", "--", str(PORTWRIGHT), *args],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
 
     def ready(self) -> bool:
         """Does it answer that it is ready? Raises AssertionError if the process has ended."""
@@ -82,21 +100,22 @@ class Daemon:
 
     def client(self) -> Client:
         """A new client of this daemon; close it."""
-        return Client(self.run_dir / "portwright.sock", timeout=START_WITHIN)
+        return Client(self.run_dir / "portwright.sock", timeout=START_WITHIN * PATIENCE)
 
     def cli(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run ``portwright ARGS`` against this daemon, in its host namespace."""
-        result = subprocess.run(
-            ["nsenter", f"--net={self.host.path}", "--", str(PORTWRIGHT), *args],
-            env=self.env,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        if check and result.returncode:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            process = self._portwright(args, self.env, out.fileno(), err.fileno())
+            try:
+                status = process.wait(60 * PATIENCE)
+            finally:
+                process.kill()
+            out.seek(0)
+            err.seek(0)
+            result = subprocess.CompletedProcess(["portwright", *args], status, out.read(), err.read())
+        if check and status:
             raise AssertionError(
-                f"portwright {' '.join(args)}: exit {result.returncode}\n{result.stdout}{result.stderr}"
+                f"portwright {' '.join(args)}: exit {status}\n{result.stdout}{result.stderr}"
             )
         return result
 
@@ -120,7 +139,7 @@ class Daemon:
         """Wait for the process to end by itself; its exit status."""
         if self.process is None:
             return 0
-        return self.process.wait(timeout)
+        return self.process.wait(timeout * PATIENCE)
 
     def tail(self) -> str:
         """The end of its log."""
@@ -148,40 +167,29 @@ class Daemon:
 DaemonFactory = Callable[[], Daemon]
 
 
+def _ip(ns: TestNetns, *commands: str) -> None:
+    """Several commands of ``ip`` by one process: in the lab each exec counts."""
+    ns.run(["ip", "-batch", "-"], input="".join(f"{command}\n" for command in commands))
+
+
 def _transmits(ns: TestNetns, dev: str) -> bool:
     return "state UP" in ns.run(["ip", "-o", "link", "show", dev]).stdout
 
 
 def make_world(host: TestNetns, world: TestNetns, mtu: int = 1500) -> None:
     """Join ``host`` to ``world`` by a veth pair ``up0``/``w0``, dual-stack, with default routes."""
-    host.run(
-        [
-            "ip",
-            "link",
-            "add",
-            "up0",
-            "mtu",
-            str(mtu),
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "w0",
-            "mtu",
-            str(mtu),
-            "netns",
-            world.name,
-        ]
-    )
+    _ip(host, f"link add up0 mtu {mtu} type veth peer name w0 mtu {mtu} netns {world.name}")
     for ns, dev, a4, a6 in ((host, "up0", HOST4, HOST6), (world, "w0", WORLD4, WORLD6)):
-        ns.run(["ip", "addr", "add", f"{a4}/24", "dev", dev])
-        ns.run(["ip", "addr", "add", f"{a6}/64", "dev", dev, "nodad"])
-        ns.run(["ip", "link", "set", dev, "up"])
+        _ip(
+            ns,
+            f"addr add {a4}/24 dev {dev}",
+            f"addr add {a6}/64 dev {dev} nodad",
+            f"link set {dev} up",
+        )
     # The end that was opened first transmits only after the kernel's link watch saw its carrier.
     for ns, dev in ((host, "up0"), (world, "w0")):
         wait_until(partial(_transmits, ns, dev), 5, f"{dev} to transmit")
-    host.run(["ip", "route", "add", "default", "via", WORLD4])
-    host.run(["ip", "-6", "route", "add", "default", "via", WORLD6])
+    _ip(host, f"route add default via {WORLD4}", f"route add default via {WORLD6}")
 
 
 @pytest.fixture

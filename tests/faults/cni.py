@@ -6,6 +6,7 @@ import json
 import subprocess
 from typing import Any, NamedTuple
 
+from tests.deadline import PATIENCE
 from tests.fix_daemon import Daemon
 from tests.fix_netns import TestNetns
 
@@ -82,7 +83,7 @@ class Cni:
             input=json.dumps({**self.conf, **more}).encode(),
             capture_output=True,
             check=False,
-            timeout=60,
+            timeout=60 * PATIENCE,
         )
         return Outcome(done.returncode, json.loads(done.stdout) if done.stdout.strip() else {})
 

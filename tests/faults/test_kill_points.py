@@ -8,15 +8,15 @@ the first attempt, its places begin with ``recover-``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from portwright.model.port import Limits, PortMapping, PortState
-from tests.faults.audit import Record
 from tests.faults.cni import Cni, published
 from tests.faults.conftest import Crash
+from tests.faults.points import answered, around, empty, ids, killed_at, recoveries, steps_of, works
 from tests.fix_daemon import Daemon
 from tests.fix_netns import NetnsFactory, TestNetns
 
@@ -26,31 +26,6 @@ Figures = Callable[..., None]
 FULL = published(8080)
 MAPPINGS = (PortMapping(host_port=9090, container_port=80),)
 LIMITS = Limits(egress_rate=80_000_000, ingress_rate=80_000_000)
-
-
-def around(kind: str, steps: Iterable[int]) -> list[str]:
-    """The places before and after each step."""
-    return [f"{kind}:{step}:{when}" for step in steps for when in ("before", "after")]
-
-
-def steps_of(crash: Crash, kind: str) -> list[str]:
-    """The operations of the last plan of a kind."""
-    state = crash.daemon.state_dir
-    return Record(state).plan(state, kind)
-
-
-def ids(crash: Crash) -> set[str]:
-    """The ports on record."""
-    return {p.port_id for p in Record(crash.daemon.state_dir).ports}
-
-
-def empty(ns: TestNetns) -> bool:
-    """Whether the sandbox has nothing but its loopback."""
-    return len(ns.run(["ip", "-o", "link"]).stdout.splitlines()) == 1
-
-
-def _works(ns: TestNetns) -> bool:
-    return ns.run(["ping", "-n", "-c1", "-W2", "192.0.2.1"], check=False).returncode == 0
 
 
 def _add_points(crash: Crash, cni: Cni, ns: TestNetns, attach: str) -> tuple[list[str], list[str]]:
@@ -76,17 +51,13 @@ def test_killed_around_every_operation_of_add(
     crash.arm("")
     ns, before = netns_factory(), ids(crash)
     places, _ = _add_points(crash, cni, ns, attach)
-    crash.arm(places[0])
-    for place, following in zip(places, [*places[1:], ""], strict=True):
-        assert not cni.add("box", ns, FULL).ok
-        crash.died(place)
-        crash.arm(following)
+    for place in killed_at(crash, places, lambda: cni.add("box", ns, FULL).ok):
         assert ids(crash) == before, place
         assert empty(ns), place
         crash.clean(place)
         assert cni.delete("box", ns).ok  # as a runtime does after a failed ADD
     assert cni.add("box", ns, FULL).ok
-    assert _works(ns)
+    assert works(ns)
     crash.clean("the ADD at the end")
     assert cni.delete("box", ns).ok
     figures(kill_points=crash.points, witness=crash.witness.sentence())
@@ -100,12 +71,12 @@ def test_killed_around_every_operation_of_del(
     crash.arm("")
     ns, before = netns_factory(), ids(crash)
     _, places = _add_points(crash, cni, ns, attach)
-    crash.arm(places[0])
-    for place, following in zip(places, [*places[1:], ""], strict=True):
+
+    def deleted() -> bool:
         assert cni.add("box", ns, FULL).ok
-        assert not cni.delete("box", ns).ok
-        crash.died(place)
-        crash.arm(following)
+        return cni.delete("box", ns).ok
+
+    for place in killed_at(crash, places, deleted):
         assert ids(crash) == before, place
         assert empty(ns), place
         crash.clean(place)
@@ -124,7 +95,7 @@ def test_killed_between_commit_and_answer_of_add(
     crash.arm("")
     assert len(ids(crash) - before) == 1
     crash.clean("add:commit")
-    assert _works(ns)
+    assert works(ns)
     assert not cni.add("box", ns, FULL).ok  # duplicate allocation is not allowed
     assert cni.delete("box", ns).ok
     assert ids(crash) == before
@@ -144,12 +115,12 @@ def test_killed_while_a_failed_add_is_taken_back(
     ]
     deleted = len(steps_of(crash, "del"))
     places = [*around("undo-add", range(len(undone))), *around("abandon", range(deleted))]
-    crash.arm(places[0])
-    for place, following in zip(places, [*places[1:], ""], strict=True):
+
+    def added() -> bool:
         _occupy(crash.daemon)  # so that PublishPorts is refused by the kernel
-        assert not cni.add("box", ns, FULL).ok
-        crash.died(place)
-        crash.arm(following)
+        return cni.add("box", ns, FULL).ok
+
+    for place in killed_at(crash, places, added):
         assert ids(crash) == before, place
         assert empty(ns), place
         crash.clean(place)  # the stray element is gone as well: no record accounts for it
@@ -177,20 +148,22 @@ def test_killed_around_every_operation_of_plug(
     with crash.daemon.client() as client:
         client.port_unplug(port_id)
         client.port_plug(port_id, ns.path)
-        assert _works(ns)
+        assert works(ns)
         client.port_unplug(port_id)
     places = ["plug:intent", *around("plug", range(len(steps_of(crash, "plug"))))]
-    crash.arm(places[0])
-    for place, following in zip(places, [*places[1:], "plug:commit"], strict=True):
-        _call_dies(crash, place, lambda client: client.port_plug(port_id, ns.path))
-        crash.arm(following)
+
+    def plugged() -> bool:
+        return answered(crash, lambda client: client.port_plug(port_id, ns.path))
+
+    for place in killed_at(crash, places, plugged, then="plug:commit"):
         _stands(crash, port_id, PortState.DETACHED, addresses, place)
         assert empty(ns), place
         crash.clean(place)
-    _call_dies(crash, "plug:commit", lambda client: client.port_plug(port_id, ns.path))
+    assert not plugged()
+    crash.died("plug:commit")
     crash.arm("")
     _stands(crash, port_id, PortState.ATTACHED, addresses, "plug:commit")
-    assert _works(ns)
+    assert works(ns)
     crash.clean("plug:commit")
     figures(kill_points=crash.points, witness=crash.witness.sentence())
 
@@ -205,32 +178,25 @@ def test_killed_around_every_operation_of_unplug(
         client.port_unplug(port_id)
         client.port_plug(port_id, ns.path)
     places = ["unplug:intent", *around("unplug", range(len(steps_of(crash, "unplug")))), "unplug:commit"]
-    crash.arm(places[0])
-    for place, following in zip(places, [*places[1:], ""], strict=True):
-        _call_dies(crash, place, lambda client: client.port_unplug(port_id))
-        crash.arm(following)
+
+    def unplugged() -> bool:
+        return answered(crash, lambda client: client.port_unplug(port_id))
+
+    for place in killed_at(crash, places, unplugged):
         _stands(crash, port_id, PortState.DETACHED, addresses, place)
         assert empty(ns), place
         crash.clean(place)
         with crash.daemon.client() as client:
             client.port_plug(port_id, ns.path)
-        assert _works(ns), place
+        assert works(ns), place
     figures(kill_points=crash.points, witness=crash.witness.sentence())
 
 
 def _plugged(crash: Crash, ns: TestNetns) -> tuple[str, list[str]]:
     with crash.daemon.client() as client:
         made = client.port_create("witness", ns.path, name=ns.name, port_mappings=MAPPINGS, limits=LIMITS)
-    assert _works(ns)
+    assert works(ns)
     return made.port_id, [a.address for a in made.addresses]
-
-
-def _call_dies(crash: Crash, place: str, call: Callable[..., object]) -> None:
-    from portwright.model.errors import PortwrightError
-
-    with crash.daemon.client() as client, pytest.raises(PortwrightError):
-        call(client)
-    crash.died(place)
 
 
 def _stands(crash: Crash, port_id: str, state: PortState, addresses: list[str], place: str) -> None:
@@ -239,13 +205,6 @@ def _stands(crash: Crash, port_id: str, state: PortState, addresses: list[str], 
         carried = client.stats(port_id)[0].from_port.total.packets
     assert (port.state, [a.address for a in port.addresses]) == (state, addresses), place
     assert carried > 0, f"{place}: the counters are lost"
-
-
-def _recoveries(crash: Crash, kind: str, places: Sequence[str]) -> None:
-    for place in places:
-        crash.dies_starting(f"recover-{place}")
-    crash.arm("")
-    crash.clean(f"recovery of {kind}")
 
 
 @pytest.mark.parametrize("verb", ["add", "del"])
@@ -261,7 +220,7 @@ def test_killed_around_every_operation_of_a_recovery(
         assert not cni.delete("box", ns).ok
     crash.died(verb)
     steps = len(steps_of(crash, "del"))
-    _recoveries(crash, verb, ["del:intent", *around("del", range(steps)), "del:commit"])
+    recoveries(crash, verb, ["del:intent", *around("del", range(steps)), "del:commit"])
     assert ids(crash) == before
     assert empty(ns)
     figures(kill_points=crash.points, witness=crash.witness.sentence())
@@ -277,12 +236,13 @@ def test_killed_in_the_recovery_of_a_plug(
         client.port_unplug(port_id)
     steps = len(steps_of(crash, "unplug"))
     crash.arm("plug:7:after")
-    _call_dies(crash, "plug:7:after", lambda client: client.port_plug(port_id, ns.path))
-    _recoveries(crash, "plug", [*around("unplug", range(steps)), "unplug:commit"])
+    assert not answered(crash, lambda client: client.port_plug(port_id, ns.path))
+    crash.died("plug:7:after")
+    recoveries(crash, "plug", [*around("unplug", range(steps)), "unplug:commit"])
     _stands(crash, port_id, PortState.DETACHED, addresses, "recovery")
     with crash.daemon.client() as client:
         client.port_plug(port_id, ns.path)
-    assert _works(ns)
+    assert works(ns)
     crash.clean("plug")
     figures(kill_points=crash.points, witness=crash.witness.sentence())
 

@@ -69,7 +69,7 @@ def test_failures_are_counted_and_shown(run_test: RunTest) -> None:
 
 
 def test_dead_guest_is_a_failure(run_test: RunTest) -> None:
-    """A test that crashes the kernel is reported as the guest's death, with the panic in what is shown of its console."""
+    """A test that crashes the kernel is the guest's death, and what is shown of its console has the panic."""
     crash = "from pathlib import Path\ndef test_a(): Path('/proc/sysrq-trigger').write_text('c')\n"
     outcome = run_test(crash)
 

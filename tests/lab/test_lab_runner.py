@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lab import boot, kernels
-from lab.__main__ import main, marked
+from lab.__main__ import main, marked, run_all
 
 
 def unpacked(folder: Path, *releases: str) -> None:
@@ -71,3 +73,43 @@ def test_only_tests_that_ran_and_passed_are_a_pass(status: int | None, problem: 
     assert outcome.ok is ok
     assert ("PASS" in str(outcome)) is ok
     assert problem in str(outcome)
+
+
+def test_kernels_run_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No kernel waits for another, outcomes come in the order asked for, and each line says whose it is."""
+    both = threading.Barrier(2, timeout=10)
+
+    def run(
+        kernel: kernels.Kernel, arguments: object, *, show: Callable[[str], None], **more: object
+    ) -> boot.Outcome:
+        both.wait()  # breaks unless both are here
+        show("a\nb\n")
+        return boot.Outcome(kernel, 0, passed=1)
+
+    monkeypatch.setattr(boot, "run", run)
+    chosen = [kernels.Kernel(name, f"{name}.0", Path("/nowhere")) for name in ("6.1", "6.12")]
+
+    assert [o.kernel.name for o in run_all(chosen, [], 10)] == ["6.1", "6.12"]
+    lines = capsys.readouterr().out.splitlines()
+    assert {"6.1  a", "6.1  b", "6.12 a", "6.12 b"} < set(lines)
+
+
+@pytest.mark.parametrize("broken", ["6.1", "6.12"])
+def test_a_kernel_that_can_not_start_stops_the_others(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """A LabError of one kernel is raised at once, and the other's guest is told to end."""
+
+    def run(
+        kernel: kernels.Kernel, arguments: object, *, stop: threading.Event, **more: object
+    ) -> boot.Outcome:
+        if kernel.name == broken:
+            raise kernels.LabError("no guest")
+        assert stop.wait(10), "nobody told this guest to end"
+        return boot.Outcome(kernel, None)
+
+    monkeypatch.setattr(boot, "run", run)
+    chosen = [kernels.Kernel(name, f"{name}.0", Path("/nowhere")) for name in ("6.1", "6.12")]
+
+    with pytest.raises(kernels.LabError, match="no guest"):
+        run_all(chosen, [], 10)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from portwright.cni.errors import CniCode
-from tests.deadline import wait_until
+from tests.deadline import PATIENCE, wait_until
 from tests.faults.audit import audit
 from tests.fix_daemon import Daemon, Sandbox, make_world
 from tests.fix_netns import TestNetns
@@ -133,7 +133,7 @@ class Target:
             input=stdin,
             capture_output=True,
             check=False,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
         )
         return Answer(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
 

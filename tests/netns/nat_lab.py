@@ -24,9 +24,10 @@ from portwright.model.network import GATEWAY4, GATEWAY6, GATEWAY_MAC
 from portwright.model.port import PortMapping
 from portwright.plan import nat, publish
 from portwright.plan.publish import Purge
+from tests.deadline import PATIENCE
 from tests.fix_netns import TestNetns
 
-TIMEOUT = 5.0  # seconds; only a failure takes that long
+TIMEOUT = 5.0 * PATIENCE  # seconds; only a failure takes that long
 CLIENT = {4: "10.9.0.2", 6: "fd09::2"}
 HOST = {4: "10.9.0.1", 6: "fd09::1"}
 HOST2 = {4: "10.9.0.3", 6: "fd09::3"}

@@ -17,6 +17,7 @@ from scapy.packet import Raw
 from portwright.api.methods import PortStats
 from portwright.model.network import GATEWAY_MAC
 from portwright.model.port import Port
+from tests.deadline import PATIENCE
 from tests.fix_daemon import Daemon, Sandbox
 from tests.fix_netns import TestNetns
 
@@ -90,9 +91,9 @@ class Ear:
         self._sock = sock
 
     def hear(self, mark: bytes, count: int = 1, timeout: float = 3.0) -> list[bytes]:
-        """Up to ``count`` frames that hold ``mark``; fewer after ``timeout`` seconds."""
+        """Up to ``count`` frames that hold ``mark``; fewer after ``timeout`` seconds (times PATIENCE)."""
         found: list[bytes] = []
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * PATIENCE
         while len(found) < count:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._sock], [], [], left)[0]:

@@ -11,6 +11,7 @@ import pytest
 
 from bench import report
 from bench.figures import Goal, Part, Series, at_least, at_most, spread
+from tests.deadline import PATIENCE
 
 HERE = Path(__file__).parents[2]
 
@@ -71,7 +72,9 @@ def test_each_part_runs_and_leaves_nothing(part: str, tmp_path: Path) -> None:
     """A round of everything: samples of every contender, goals with figures, and a clean machine."""
     result = tmp_path / "bench.json"
     command = [sys.executable, "-m", "bench", "--quick", "--json", str(result), part]
-    done = subprocess.run(command, cwd=HERE, check=False, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(
+        command, cwd=HERE, check=False, capture_output=True, text=True, timeout=110 * PATIENCE
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     body = json.loads(result.read_text())
     (found,) = body["parts"]

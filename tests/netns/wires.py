@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import select
 import socket
 import struct
@@ -42,6 +43,15 @@ _NEEDS_CSUM = 1
 PLAIN = bytes(_VNET.size)
 _MARK = b"pwt-mark"
 _ATTEMPTS = 5
+_PATIENCE = (
+    "net.ipv4.ipfrag_time=3600",
+    "net.ipv6.ip6frag_time=3600",
+    "net.netfilter.nf_conntrack_frag6_timeout=3600",
+    "net.ipv4.ipfrag_high_thresh=67108864",
+    "net.ipv6.ip6frag_high_thresh=67108864",
+    "net.netfilter.nf_conntrack_frag6_high_thresh=67108864",
+)
+"""The host keeps pieces of datagrams that never become whole: else it reports them, in some later run."""
 _ROUNDS = 4
 """Hops from one sandbox to another through the host's stack, and one to spare."""
 
@@ -119,7 +129,8 @@ class Wires:
         with self._host.entered():
             self.ports = {name: _model(box.port) for name, box in sandboxes.items()}
         self.topology = Topology(tuple(self.ports.values()), reach)
-        for knob in ("net.ipv4.icmp_ratemask=0", "net.ipv6.icmp.ratemask="):
+        self._attempts = 0
+        for knob in ("net.ipv4.icmp_ratemask=0", "net.ipv6.icmp.ratemask=", *_PATIENCE):
             self._host.run(["sysctl", "-qw", knob])
         for box in sandboxes.values():
             box.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"])
@@ -201,10 +212,13 @@ class Wires:
         """Send (port, vnet header, frame) one after the other, and see what comes of them.
 
         Our marks are left out. Where the host's kernel spoke by itself meanwhile (MLD), all is done again.
+        Each attempt's fragments have identifications of their own (stamped), for the host keeps pieces that
+        never become whole, and those of one attempt would spoil the datagrams of the next.
         Asserts that each port was counted what arrived at it, unless there are super-packets.
         """
         for _ in range(_ATTEMPTS):
-            seen, noisy = self._once(batch)
+            self._attempts += 1
+            seen, noisy = self._once([(n, h, stamped(f, self._attempts)) for n, h, f in batch])
             counted = {name: row[2:] for name, row in seen.totals.items()}
             arrived = {
                 n: (len(a), sum(len(f) for _, f in a)) for n, a in seen.arrived.items() if n in counted
@@ -273,22 +287,20 @@ def _kept(header: bytes) -> tuple[int, ...]:
 def _normal(frame: bytes) -> bytes:
     """Without what differs from one run of the same to the next.
 
-    That is the IP ID of the host's own ICMP, and of fragments, which carry the run in theirs (of_run);
+    That is the IP ID of the host's own ICMP, and of fragments, which carry the attempt in theirs (stamped);
     with the checksums over it, which are checked here, also where an ICMP error quotes it.
     """
     if frame[12:14] == b"\x08\x00" and len(frame) > 34:
         error = frame[23] == 1 and frame[14] == 0x45 and frame[34] in (3, 5, 11, 12)
-        if not error and frame[18] not in RUNS:
+        if not error and not frame[18] & 0x80:
             return frame
         assert checksum(frame[14 : 14 + (frame[14] & 15) * 4]) == 0
         frame = _blank(frame, 18, 24)
-        if error and len(frame) > 62 and frame[46] in RUNS:
+        if error and len(frame) > 62 and frame[46] & 0x80:
             assert checksum(frame[34:]) == 0
             frame = _blank(_blank(frame, 36), 46, 52)
         return frame
-    plain = frame
-    for run in RUNS:
-        plain = plain.replace(FRAGMENT_ID[:3] + bytes([run]), FRAGMENT_ID)
+    plain = _STAMPED6.sub(FRAGMENT_ID, frame)
     if plain != frame and frame[20] == 58 and frame[54] < 128:
         pseudo = frame[22:54] + len(frame[54:]).to_bytes(4, "big") + b"\0\0\0\x3a"
         assert checksum(pseudo + frame[54:]) == 0
@@ -303,20 +315,33 @@ def _blank(frame: bytes, *fields: int) -> bytes:
     return frame
 
 
-def of_run(frame: bytes, run: int) -> bytes:
-    """The frame as it is sent in run 0 to 3: a fragment of IPv4 or IPv6 says so in its identification."""
+_STAMPS = 1 << 10
+_FRAGMENT6 = re.compile(re.escape(FRAGMENT_ID[:3]) + rb"(.)", re.DOTALL)
+_STAMPED6 = re.compile(re.escape(FRAGMENT_ID[:2]) + rb"[\x80-\xff].", re.DOTALL)
+
+
+def stamped(frame: bytes, attempt: int) -> bytes:
+    """The frame as it is sent in an attempt, numbered up to 1023: a fragment has the number in its
+    identification, beside the five low bits of what it had, so that pieces of two attempts never meet.
+
+    Fragments of IPv4 by their header; of IPv6 by FRAGMENT_ID, the last byte of which may be another.
+    """
+    assert attempt < _STAMPS
+    stamp = 0x8000 | attempt << 5
+    if frame[12:14] == b"\x86\xdd":
+
+        def identify(found: re.Match[bytes]) -> bytes:
+            return FRAGMENT_ID[:2] + (stamp | found[1][0] & 31).to_bytes(2, "big")
+
+        return _FRAGMENT6.sub(identify, frame)
     if frame[12:14] == b"\x08\x00" and len(frame) >= 34 and (frame[20] & 0x3F or frame[21]):
         head = slice(14, 14 + (frame[14] & 15) * 4)
         good = checksum(frame[head]) == 0
-        frame = frame[:18] + bytes([RUNS[run], 1]) + frame[20:]
+        frame = frame[:18] + (stamp | frame[19] & 31).to_bytes(2, "big") + frame[20:]
         if good:
             check = checksum(frame[14:24] + b"\0\0" + frame[26 : head.stop])
             frame = frame[:24] + check.to_bytes(2, "big") + frame[26:]
-    return frame.replace(FRAGMENT_ID, FRAGMENT_ID[:3] + bytes([RUNS[run]]))
-
-
-RUNS = (0xF0, 0xF1, 0xF2, 0xF3)
-"""First byte of the IP ID of a fragment: one for each run of a batch, so that pieces of two never meet."""
+    return frame
 
 
 def _is_noise(frame: bytes) -> bool:

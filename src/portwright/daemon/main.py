@@ -62,10 +62,10 @@ async def _serve(core: Core) -> None:
         loop.add_signal_handler(number, stopping.set)
     ports, networks, health = Ports(core), Networks(core), Health(core)
     core.switch_for()
-    for sentence in recover(core, ports):
+    changes = Changes(core)
+    for sentence in recover(core, ports, changes):
         log.info("recovery: %s", sentence)
     core.policies.restore()
-    changes = Changes(core)
     watch, feed = Watch(core, ports, changes, loop), DropFeed(core, loop)
 
     def changed() -> None:

@@ -55,8 +55,9 @@ def port_value(
     addresses: tuple[str, ...],
     gateways: tuple[str, ...],
     limits: Limits,
+    flows: int = 0,
 ) -> bytes:
-    """The value of pw_ports."""
+    """The value of pw_ports. ``flows``: the count that the data path keeps in it."""
     flags = 0
     if limits.egress_rate:
         flags |= PwPortFlag.PF_LIMIT_FROM
@@ -75,7 +76,7 @@ def port_value(
         link_local=address(link_local(mac_address)),
         gateway4=_first(gateways, 4),
         gateway6=_first(gateways, 6),
-        flows=0,
+        flows=flows,
     ).pack()
 
 
@@ -113,6 +114,11 @@ def limit_value(rate_bits: int, burst_bits: int, now_ns: int) -> bytes:
         rate=max(rate_bits // 8, 1), burst=burst_bits // 8, tokens=burst_bits // 8, last_ns=now_ns
     )
     return bytes(8) + spec.pack()
+
+
+def limit_spec(value: bytes) -> PwLimitSpec:
+    """What a value of pw_limits says, in bytes and nanoseconds."""
+    return PwLimitSpec.unpack(value[8:])
 
 
 def reason_text(reason: int) -> str:

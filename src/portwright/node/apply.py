@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import select
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
@@ -23,7 +22,7 @@ from portwright.kernel.bpf import Direction
 from portwright.kernel.netlink import NetlinkSocket, Request
 from portwright.model.errors import Conflict, InternalError, KernelFailed, NetlinkFailed, NotFound
 from portwright.model.network import GATEWAY_MAC
-from portwright.node import nat
+from portwright.node import entries, nat
 from portwright.node.faults import Faults
 from portwright.node.sandbox import Sandbox
 from portwright.node.switch import DIRECTIONS, Switch
@@ -244,17 +243,7 @@ class Applier:
                 switch.forget_counters(port_id)
             case op.PutTargets():
                 index = self._ifindex(operation.rep)
-                value = values.target_value(
-                    port_id=operation.port_id,
-                    net_id=operation.net_id,
-                    ifindex=index,
-                    mtu=operation.mtu,
-                    sandbox=operation.sandbox,
-                    mac_address=operation.mac,
-                    gateway_mac=operation.gateway_mac,
-                    limited=operation.limited,
-                    down=operation.down,
-                )
+                value = entries.target_value(operation, index)
                 for address in operation.addresses:
                     switch.maps["pw_addrs"].update(values.address(address), value)
             case op.RemoveTargets(port_id=port_id, addresses=addresses):
@@ -275,38 +264,23 @@ class Applier:
                 raise InternalError(f"no way to apply {type(operation).__name__}")
 
     def _put_port(self, operation: op.PutPort) -> None:
-        maps, limits = self._switch.maps, operation.limits
+        maps = self._switch.maps
         self._switch.make_counters(operation.port_id)
-        now = time.monotonic_ns()
-        for direction, rate, burst in (
-            (PwDir.FROM_PORT, limits.egress_rate, limits.egress_burst),
-            (PwDir.TO_PORT, limits.ingress_rate, limits.ingress_burst),
-        ):
-            key = PwLimitKey(port_id=int(operation.port_id, 16), dir=direction).pack()
-            if rate:
-                maps["pw_limits"].update(key, values.limit_value(rate, burst, now))
+        for key, limit in entries.limit_values(operation, time.monotonic_ns()).items():
+            if limit is not None:
+                maps["pw_limits"].update(key, limit)
             else:
                 maps["pw_limits"].delete(key)
-        value = values.port_value(
-            port_id=operation.port_id,
-            net_id=operation.net_id,
-            mac_address=operation.mac,
-            gateway_mac=operation.gateway_mac,
-            mtu=operation.mtu,
-            sandbox=operation.sandbox,
-            addresses=operation.addresses,
-            gateways=operation.gateways,
-            limits=limits,
-        )
         index = self._ifindex(operation.rep)
-        maps["pw_ports"].update(index.to_bytes(4, sys.byteorder), value)
+        key = entries.port_key(index)
+        maps["pw_ports"].update(key, entries.port_value(operation, maps["pw_ports"].lookup(key)))
 
     def _remove_port(self, port_id: str, ifindex: int) -> None:
         """The entry may belong to another port by now: numbers of gone devices come again."""
         maps, mine = self._switch.maps, values.port_key(port_id)
         ports = maps["pw_ports"]
         if ifindex:
-            key = ifindex.to_bytes(4, sys.byteorder)
+            key = entries.port_key(ifindex)
             held = [(key, ports.lookup(key) or b"")]
         else:
             held = list(ports.items())  # a crash came before the number was recorded

@@ -2,6 +2,9 @@
 
 The operator owns the representor's administrative state and MTU, by whatever tool: the record follows
 (R8, R10, R11 of docs/semantics.md). Its namespace and its programs are ours: they are put back (R13).
+
+A change is a journal entry with the new record: ``set`` if we were asked for it, ``heard`` if the
+representor was changed already. After a crash the next start carries it to its end (``finish``).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 
 import msgspec
 
@@ -21,6 +25,9 @@ from portwright.node.apply import Applier
 from portwright.node.core import Core
 from portwright.node.switch import Switch
 from portwright.plan.operations import Operation, SetLink, encode
+
+#: Kinds of journal entries: a change that was asked for; one that the representor has already.
+SET, HEARD = "set", "heard"
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +55,8 @@ class Changes:
 
         ``admin`` is the representor's: down means no carrier inside and no traffic either way (R8, R10),
         for this device and the next. A new MTU is told to the sandbox's end, and enforced whether that
-        listens or not. Raises InvalidInput with nothing changed.
+        listens or not. Raises InvalidInput with nothing changed; where the kernel refuses, all of it is put
+        back and then it raises. After a crash at any point the new settings are in force, all of them.
 
         ``heard``: the representor itself has been changed, and may be changed again by now. Then it is
         left alone: to write what was heard would undo what came after it.
@@ -63,22 +71,63 @@ class Changes:
         least = veth.MIN_MTU6 if any(":" in a.address for a in new.addresses) else veth.MIN_MTU
         if mtu is not None and not least <= new.mtu <= veth.MAX_MTU:
             raise InvalidInput("mtu", new.mtu, f"must be {least} to {veth.MAX_MTU} for this port's addresses")
+        kind = HEARD if heard else SET
+        plan = _plan(new, kind, mtu=mtu is not None, limits=limits is not None, admin=admin is not None)
+        switch = self._core.switch_of(new) if new.state is PortState.ATTACHED else None
+        if switch is None or not plan:
+            with self._store.transaction(durable=True):
+                self._store.put_port(new)
+            return new
         with self._store.transaction(durable=True):
             self._store.put_port(new)
-        switch = self._core.switch_of(new)
-        if new.state is not PortState.ATTACHED or switch is None:
-            return new
-        plan: list[Operation] = []
-        if mtu is not None:
-            plan.append(SetLink(where="host", name=new.rep_name, mtu=mtu))
-        if mtu is not None or limits is not None:
-            plan += [veth.entry(new), veth.targets(new)]
-        if admin is not None:
-            plan += veth.enable(new) if admin == "up" else veth.disable(new)
-        self._apply(switch, [o for o in plan if not (heard and isinstance(o, SetLink))])
+            entry = self._store.begin(new.port_id, kind, encode(plan))
+        self._core.faults.at(f"{kind}:intent")
+        try:
+            self._apply(switch, plan, kind)
+        except BaseException:
+            self._put_back(switch, port, kind, entry)
+            raise
         if mtu is not None:
             self._tell_mtu(switch, new)
+            self._core.faults.at(f"{kind}:told")
+        # Not durable: a power cut would bring the intent back, but not the device that it is for.
+        with self._store.transaction(durable=False):
+            self._store.finish(entry, "done")
+        self._core.faults.at(f"{kind}:commit")
         return new
+
+    def _put_back(self, switch: Switch, port: Port, kind: str, entry: int) -> None:
+        """After a refusal: the former settings. If these are refused too, the next start tries again.
+
+        Unless the device is gone, which is what was refused then, and what the events are about to tell.
+        """
+        with self._store.transaction(durable=True):
+            self._store.put_port(port)
+        self._core.faults.at(f"undo-{kind}:intent")
+        try:
+            self._apply(switch, _plan(port, kind), f"undo-{kind}")
+        except PortwrightError as error:
+            if self._where(port) is not None:
+                log.error("port %s: its settings of before could not be put back: %s", port.port_id, error)
+                return
+        self._store.finish(entry, "failed")
+
+    # -- by recovery -----------------------------------------------------------------------------
+
+    def finish(self, kind: str, port: Port, entry: int) -> None:
+        """Carries an interrupted change to its end: all that can be set is what the record says.
+
+        Without a device the record alone counts: it is in force with the next one.
+        """
+        switch = self._where(port)
+        if switch is None:
+            self._store.finish(entry, "failed")
+            return
+        self._apply(switch, _plan(port, kind), kind)
+        self._tell_mtu(switch, port)
+        self._core.faults.at(f"{kind}:told")
+        self._store.finish(entry, "done")
+        self._core.faults.at(f"{kind}:commit")
 
     # -- by event --------------------------------------------------------------------------------
 
@@ -103,7 +152,7 @@ class Changes:
         """Puts back the host's routes and neighbours, which the kernel flushes when a link goes down."""
         switch = self._core.switch_of(port)
         if switch is not None:
-            self._apply(switch, list(veth.reach(port, again=True)))
+            self._apply(switch, list(veth.reach(port, again=True)), "refresh")
 
     def bring_back(self, switch: Switch, port: Port, moved_to: int, index: int) -> Port | None:
         """The representor went to another namespace: moves it back and guards it again (R13).
@@ -137,9 +186,15 @@ class Changes:
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def _apply(self, switch: Switch, plan: list[Operation]) -> None:
+    def _where(self, port: Port) -> Switch | None:
+        """The switch in which the port's own representor is; None if it is in none."""
+        switch = self._core.switch_of(port) if port.state is PortState.ATTACHED else None
+        link = rtnl.link_by_name(switch.rtnl, port.rep_name) if switch is not None else None
+        return switch if link is not None and link.index == port.rep_ifindex else None
+
+    def _apply(self, switch: Switch, plan: Sequence[Operation], kind: str) -> None:
         with Applier(switch, None, self._core.faults) as applier:
-            applier.apply(plan, "set", undo=False)
+            applier.apply(plan, kind, undo=False)
 
     def _tell_mtu(self, switch: Switch, port: Port) -> None:
         """Sets the MTU of the sandbox's end. It is the sandbox's to refuse: then it is only enforced."""
@@ -159,6 +214,20 @@ class Changes:
             log.warning("port %s: the sandbox's end keeps its MTU: %s", port.port_id, error)
         finally:
             os.close(fd)
+
+
+def _plan(
+    port: Port, kind: str, *, mtu: bool = True, limits: bool = True, admin: bool = True
+) -> tuple[Operation, ...]:
+    """What puts these settings of a port in force. ``heard`` leaves the representor itself alone."""
+    plan: list[Operation] = []
+    if mtu:
+        plan.append(SetLink(where="host", name=port.rep_name, mtu=port.mtu))
+    if mtu or limits:
+        plan += [veth.entry(port), veth.targets(port)]
+    if admin:
+        plan += veth.enable(port) if port.admin == "up" else veth.disable(port)
+    return tuple(o for o in plan if not (kind == HEARD and isinstance(o, SetLink)))
 
 
 def complete(limits: Limits) -> Limits:

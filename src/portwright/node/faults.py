@@ -4,9 +4,15 @@
 with ``kill -9`` from outside. The places (tests/faults/ goes through all of them):
 
     add:3:before, add:3:after          around the fourth operation of the next ADD; likewise
-                                       del, plug, unplug, clear, restore, undo-add, undo-plug, abandon
+                                       del, plug, unplug, clear, restore, undo-add, undo-plug, abandon,
+                                       set (settings that were asked for), heard (settings that the
+                                       representor has already), undo-set, undo-heard, refresh
     add:intent, add:commit             the intent is on disk, the kernel untouched; the outcome is on disk,
-                                       the caller not told; likewise del, plug, unplug
+                                       the caller not told; likewise del, plug, unplug, set, heard
+    undo-set:intent                    a set was refused, the former settings are on record again; likewise
+                                       undo-heard
+    set:told                           the sandbox's end has its MTU, the outcome is not on disk; likewise
+                                       heard
     replay:done                        a spooled DEL is carried out, its file still there
     load:maps, load:programs           of a new data path its maps are pinned; its programs too, but no link
                                        runs them

@@ -1,9 +1,10 @@
 """What a start does with what the last run left: journal first, then record against kernel.
 
 Forward or back, never half: an interrupted create is taken back, an interrupted delete is finished,
-an interrupted plug or unplug ends detached. Then every port that the record calls attached is
-compared with the kernel: one whose device is gone (a reboot, a dead sandbox) is detached, one whose
-device lacks programs, map entries or published ports gets them back. What no record accounts for goes.
+an interrupted plug or unplug ends detached, an interrupted change of settings is finished. Then every
+port that the record calls attached is compared with the kernel: one whose device is gone (a reboot, a
+dead sandbox) is detached, one whose device lacks programs, map entries or published ports, or is held to
+other settings than the record's, gets them back. What no record accounts for goes.
 
 Every step may be repeated, so a start that is killed here is finished by the next one.
 """
@@ -14,6 +15,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from portwright.attach import veth
 from portwright.dataplane import values
@@ -23,7 +25,9 @@ from portwright.model.network import GATEWAY_MAC
 from portwright.model.port import Port, PortState, rep_name
 from portwright.node import nat
 from portwright.node.apply import Applier, direction_of
+from portwright.node.changes import HEARD, SET, Changes
 from portwright.node.core import Core
+from portwright.node.entries import Entries, port_key
 from portwright.node.ports import Ports, publication
 from portwright.node.switch import Switch
 from portwright.plan.operations import AttachProgram, Operation, RemovePort
@@ -31,12 +35,12 @@ from portwright.plan.operations import AttachProgram, Operation, RemovePort
 log = logging.getLogger(__name__)
 
 
-def recover(core: Core, ports: Ports) -> list[str]:
+def recover(core: Core, ports: Ports, changes: Changes) -> list[str]:
     """Brings record and kernel together; returns what it did, as sentences. Never raises for one port."""
     core.faults.stage = "recover-"
     done: list[str] = []
     try:
-        _finish_journal(core, ports, done)
+        _finish_journal(core, ports, changes, done)
         _compare(core, ports, done)
         for switch in list(core.switches.values()):
             with _reported(done, None):
@@ -49,18 +53,21 @@ def recover(core: Core, ports: Ports) -> list[str]:
     return done
 
 
-def _finish_journal(core: Core, ports: Ports, done: list[str]) -> None:
+def _finish_journal(core: Core, ports: Ports, changes: Changes, done: list[str]) -> None:
+    actions: dict[str, tuple[str, Callable[[Port, int], None]]] = {
+        "add": ("taken back", ports.roll_back_create),
+        "del": ("finished", ports.finish_delete),
+        SET: ("finished", partial(changes.finish, SET)),
+        HEARD: ("finished", partial(changes.finish, HEARD)),
+    }
     for entry in core.store.pending():
         try:
             port = core.store.get_port(entry.port_id)
         except NotFound:
             core.store.finish(entry.id, "failed")
             continue
-        action: Callable[[Port, int], None] = {
-            "add": ports.roll_back_create,
-            "del": ports.finish_delete,
-        }.get(entry.kind, ports.roll_back_plug)
-        with _reported(done, f"{entry.kind} of {port.port_id} was cut short: {action.__name__}"):
+        outcome, action = actions.get(entry.kind, ("detached", ports.roll_back_plug))
+        with _reported(done, f"{entry.kind} of {port.port_id} was cut short: {outcome}"):
             action(port, entry.id)
     for port in list(core.store.ports(state=PortState.DELETING)):
         # Its DEL had taken the device, or was about to, and waited for a foreign IPAM plugin.
@@ -71,13 +78,14 @@ def _finish_journal(core: Core, ports: Ports, done: list[str]) -> None:
 def _compare(core: Core, ports: Ports, done: list[str]) -> None:
     attached = list(core.store.ports(state=PortState.ATTACHED))
     _open_switches(core, attached)
+    maps: dict[int, Entries] = {}
     for port in attached:
         with _reported(done, None):
             if not _present(core, port):
                 ports.device_gone(port)
                 done.append(f"port {port.port_id}: its device is gone, detached")
-            elif _repair(core, port):
-                done.append(f"port {port.port_id}: its data path was not whole, restored")
+            elif lacked := _repair(core, port, maps):
+                done.append(f"port {port.port_id}: {lacked}, restored")
 
 
 def _open_switches(core: Core, attached: list[Port]) -> None:
@@ -97,12 +105,12 @@ def _present(core: Core, port: Port) -> bool:
     return link is not None and link.index == port.rep_ifindex and link.mac == GATEWAY_MAC
 
 
-def _repair(core: Core, port: Port) -> bool:
-    """Gives back what the data path lacks of a port whose device is there; tells whether it lacked any."""
+def _repair(core: Core, port: Port, maps: dict[int, Entries]) -> str:
+    """Gives back what the data path of a port lacks whose device is there; says what, '' if nothing."""
     switch = core.switch_of(port)
     if switch is None:
-        return False
-    mine = values.port_key(port.port_id)
+        return ""
+    entries = maps.get(switch.ref.cookie) or maps.setdefault(switch.ref.cookie, Entries(switch))
 
     def there(operation: Operation) -> bool:
         return isinstance(operation, AttachProgram) and switch.attached(
@@ -110,14 +118,15 @@ def _repair(core: Core, port: Port) -> bool:
         )
 
     plan = [o for o in veth.restore(port) if not isinstance(o, RemovePort) and not there(o)]
-    programs = not any(isinstance(o, AttachProgram) for o in plan)
-    held = switch.maps["pw_ports"].lookup(port.rep_ifindex.to_bytes(4, sys.byteorder)) or b""
-    targets = [switch.maps["pw_addrs"].lookup(values.address(a.address)) or b"" for a in port.addresses]
-    if programs and all(value.startswith(mine) for value in (held, *targets)):
-        return False
+    lacked = "its data path was not whole"
+    if entries.know(port) and not any(isinstance(o, AttachProgram) for o in plan):
+        if entries.agree(port):
+            return ""
+        lacked = "it was not held to the settings on record"
+        plan = [veth.entry(port), veth.targets(port)]
     with Applier(switch, None, core.faults) as applier:
         applier.apply(plan, "restore", undo=False)
-    return True
+    return lacked
 
 
 def _sweep(core: Core, switch: Switch, done: list[str]) -> None:
@@ -130,7 +139,7 @@ def _sweep(core: Core, switch: Switch, done: list[str]) -> None:
             pin.unlink(missing_ok=True)
             done.append(f"link pin {pin.name}: no such port")
     wanted = {
-        "pw_ports": {p.rep_ifindex.to_bytes(4, sys.byteorder): p.port_id for p in here},
+        "pw_ports": {port_key(p.rep_ifindex): p.port_id for p in here},
         "pw_addrs": {values.address(a.address): p.port_id for p in here for a in p.addresses},
     }
     for name, entries in wanted.items():

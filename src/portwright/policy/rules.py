@@ -130,7 +130,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``ingress`` and ``egress``: None where the policy says nothing of that direction (it does not isolate
     there), else its rules, perhaps none. ``order`` then ``name`` sort within a tier; two K8s policies are of
-    equal order, which their meaning allows (a union). ``hosts``: it selects host endpoints, not workloads.
+    equal order, which their meaning allows (a union).
     The host flags are Calico's. ``staged``: reported, never enforced.
     """
 
@@ -219,7 +219,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is in force: tiers by (order, name), policies of each by (order, namespace, name)."""
+    """All that is in force: tiers by (order, name), policies of each as Calico sorts them.
+
+    That is by (order, name, namespace, kind).
+    """
 
     tiers: tuple[Tier, ...] = BUILT_IN_TIERS
     policies: tuple[Policy, ...] = ()

@@ -1,0 +1,387 @@
+"""Policies and a snapshot become the data path's tables: pure, whole, and of known size.
+
+::
+
+    policies x endpoints -> who is selected (label bitsets)
+                         -> per own address its effective rule list, shared by content: a set
+    the sets' peers      -> terms -> per place the terms true of it: a class
+    sets x classes       -> cells, where the set's default is not the verdict
+
+``recompile`` gives what the tables in force already say the same numbers, and carries over their cells, so
+that the difference is as small as the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+from portwright.model.errors import InvalidInput
+from portwright.policy.classes import LabelIndex, Places
+from portwright.policy.engine import tiers_in_order
+from portwright.policy.limits import check_tables, too_many_cells, too_many_intervals
+from portwright.policy.names import RuleKey, RuleNames
+from portwright.policy.numbers import Numbers
+from portwright.policy.ranges import Ranges, intersect
+from portwright.policy.resolve import Own, Resolved, Resolver, Term, Traits, own_of, traits_of
+from portwright.policy.rules import (
+    Action,
+    Direction,
+    EndpointKind,
+    NamedPort,
+    Policy,
+    PolicySet,
+    Snapshot,
+)
+from portwright.policy.selection import Selected, Selection, is_enforced, is_for_hosts, is_workload, peers_of
+from portwright.policy.sets import RuleList, TierRules, TooManyIntervals
+from portwright.policy.tables import (
+    FIRST_RULE,
+    MAX_CELLS,
+    AddressEntry,
+    Compiled,
+    PolicyTooLarge,
+    SetTable,
+    Size,
+)
+
+#: Per tier: its default's rule number, whether it denies, and the numbers of its policies' resolved rules.
+_SetKey: TypeAlias = tuple[tuple[int, bool, tuple[int, ...]], ...]
+#: The numbers of the terms that are true of an address, ascending.
+_ClassKey: TypeAlias = tuple[int, ...]
+#: Counting of cells ends here: enough to name who is to blame.
+_COUNTED = 4 * MAX_CELLS
+
+
+class _Built(NamedTuple):
+    """A set, the rule list that it is of, and how many cells it has."""
+
+    rules: RuleList
+    table: SetTable
+    cells: int
+
+
+class Memory:
+    """The numbers of a generation, by what they mean, and its sets: what the next one keeps."""
+
+    def __init__(self, old: Memory | None, *, keep_sets: bool = True) -> None:
+        self.rules: Numbers[RuleKey] = Numbers(FIRST_RULE, old.rules if old else None, dense=False)
+        self.terms: Numbers[Term] = Numbers(1, old.terms if old else None, dense=False)
+        self.lists: Numbers[tuple[Resolved, ...]] = Numbers(1, old.lists if old else None, dense=False)
+        self.owners: Numbers[tuple[str, int]] = Numbers(1, old.owners if old else None, dense=False)
+        self.classes: Numbers[_ClassKey] = Numbers(1, old.classes if old else None, dense=True)
+        self.sets: Numbers[_SetKey] = Numbers(1, old.sets if old else None, dense=True, keep=keep_sets)
+        self.built: dict[_SetKey, _Built] = {}
+
+
+def compile_policies(policies: PolicySet, snapshot: Snapshot) -> Compiled:
+    """The tables of these policies in this world.
+
+    Raises InvalidInput for what the tables can't say (source ports), for a policy of an unknown tier, for two
+    workloads of one address, and for addresses or nets that are none; PolicyTooLarge where a table would not
+    fit, naming the policy that adds most.
+    """
+    return _Compilation(policies, snapshot, None).run()
+
+
+def recompile(previous: Compiled, policies: PolicySet, snapshot: Snapshot) -> Compiled:
+    """The same decisions as compile_policies', numbered so that little differs from ``previous``.
+
+    Every number that is in both means the same in both. ``previous`` must be what is in force, and come from
+    this module. Raises as compile_policies.
+    """
+    before = previous.memory
+    if not isinstance(before, Memory):
+        raise TypeError("previous was not compiled here")
+    try:
+        return _Compilation(policies, snapshot, before).run()
+    except PolicyTooLarge:
+        # Defaults that fitted the old classes can cost the new ones cells. Choose them anew before refusing.
+        return _Compilation(policies, snapshot, before, keep_sets=False).run()
+
+
+class _Side(NamedTuple):
+    """A workload's address, with the numbers of its sets."""
+
+    place: int
+    owner: int
+    set_in: int
+    set_out: int
+
+
+class _Classes(NamedTuple):
+    """The class of each place; all classes, and those that were not before, and of which terms they are."""
+
+    at: list[int]
+    every: list[int]
+    new: list[int]
+    of_term: dict[int, list[int]]
+    new_of_term: dict[int, list[int]]
+
+
+class _Compilation:
+    def __init__(
+        self, policies: PolicySet, snapshot: Snapshot, before: Memory | None, *, keep_sets: bool = True
+    ) -> None:
+        self.snapshot = snapshot
+        self.memory = Memory(before, keep_sets=keep_sets)
+        self.built_before = before.built if before is not None and keep_sets else {}
+        self.classes_before = set(before.classes.used.values()) if before is not None else set[int]()
+        self.tiers = tiers_in_order(policies)
+        self.host_policies = tuple(policy for policy in policies.policies if is_for_hosts(policy))
+        labels = LabelIndex(snapshot.endpoints)
+        self.selection = Selection(self.tiers, snapshot.endpoints, labels)
+        self.in_use = [(policy, d) for d in Direction for policy in self.selection.policies(d)]
+        # Of all that could select somebody: what can't be done is refused now, not when a workload comes.
+        enforced = [policy for policy in policies.policies if is_enforced(policy)]
+        self.traits = {(id(policy), d): traits_of(policy, d) for policy in enforced for d in Direction}
+        self.places = Places(snapshot, labels, (p for policy, d in self.in_use for p in peers_of(policy, d)))
+        self.names = RuleNames(self.memory.rules)
+        self.resolver = Resolver(self.places, self.names.of_rule, self.memory.terms.of)
+        self.lists: dict[int, tuple[Resolved, ...]] = {}
+        self._resolved: dict[tuple[int, Direction, Own], int] = {}
+        self._sets: dict[tuple[int, Direction, Own], int] = {}
+        self._together: dict[tuple[int, Direction], Traits] = {}
+        self.rule_lists: dict[_SetKey, RuleList] = {}
+
+    def run(self) -> Compiled:
+        """The whole of it, in the order of the module's picture."""
+        sides = list(self._sides())
+        classes = self._classify()
+        prefixes = self._prefixes(classes.at)
+        addresses = self._addresses(sides, classes.at)
+        check_tables(
+            addresses=len(addresses),
+            prefixes=len(prefixes),
+            classes=len(self.memory.classes.used) + 1,
+            sets=len(self.memory.sets.used),
+            policies=self.in_use,
+        )
+        sets, cells = self._tables(classes)
+        return Compiled(
+            addresses=addresses,
+            prefixes=prefixes,
+            sets=sets,
+            rules=self.names.infos,
+            owners={number: title for (title, _), number in self.memory.owners.used.items()},
+            host_policies=self.host_policies,
+            size=Size(
+                addresses=len(addresses),
+                prefixes=len(prefixes),
+                classes=len(self.memory.classes.used) + 1,
+                sets=len(sets),
+                intervals=sum(len(table.starts) for table in sets.values()),
+                cells=cells,
+                rules=len(self.names.infos),
+            ),
+            memory=self.memory,
+        )
+
+    # --- who is selected by what: sets ---
+
+    def _sides(self) -> Iterator[_Side]:
+        selected_in = self.selection.per_endpoint(Direction.INGRESS)
+        selected_out = self.selection.per_endpoint(Direction.EGRESS)
+        ports_at = self._ports_at()
+        titles: dict[str, int] = {}
+        taken: dict[str, str] = {}
+        for index, endpoint in enumerate(self.snapshot.endpoints):
+            if not is_workload(endpoint) or not endpoint.addresses:
+                continue
+            nth = titles[endpoint.title] = titles.get(endpoint.title, -1) + 1
+            owner = self.memory.owners.of((endpoint.title, nth))
+            for address in endpoint.addresses:
+                if address in taken:
+                    raise InvalidInput(
+                        f"endpoint {endpoint.title}: addresses",
+                        address,
+                        f"{taken[address]} has it too; remove one of them",
+                    )
+                taken[address] = endpoint.title
+                place = self.places.of(address)
+                ports = ports_at.get(address, ())
+                yield _Side(
+                    place,
+                    owner,
+                    self._set(selected_in[index], Direction.INGRESS, place, ports),
+                    self._set(selected_out[index], Direction.EGRESS, place, ports),
+                )
+
+    def _ports_at(self) -> dict[str, tuple[NamedPort, ...]]:
+        found: dict[str, tuple[NamedPort, ...]] = {}
+        for endpoint in self.snapshot.endpoints:
+            if endpoint.named_ports and not endpoint.host_network and endpoint.kind is not EndpointKind.NODE:
+                for address in endpoint.addresses:
+                    found[address] = (*found.get(address, ()), *endpoint.named_ports)
+        return found
+
+    def _set(self, selected: Selected, direction: Direction, place: int, ports: tuple[NamedPort, ...]) -> int:
+        if not selected:
+            return 0
+        traits = self._traits_of(selected, direction)
+        key_of_own = (id(selected), direction, own_of(traits, self.places, place, ports))
+        known = self._sets.get(key_of_own)
+        if known is not None:
+            return known
+        key: _SetKey = tuple(
+            (
+                self.names.of_default(tier, direction),
+                tier.default is Action.DENY,
+                tuple(self._list(policy, direction, place, ports) for policy in policies),
+            )
+            for tier, policies in selected
+        )
+        number = self.memory.sets.of(key)
+        self._sets[key_of_own] = number
+        if key not in self.rule_lists:
+            self.rule_lists[key] = self._rule_list(key)
+        return number
+
+    def _traits_of(self, selected: Selected, direction: Direction) -> Traits:
+        """What all of these policies ask about the own address."""
+        known = self._together.get((id(selected), direction))
+        if known is None:
+            known = self._together[id(selected), direction] = Traits.of_all(
+                self.traits[id(policy), direction] for _, policies in selected for policy in policies
+            )
+        return known
+
+    def _list(self, policy: Policy, direction: Direction, place: int, ports: tuple[NamedPort, ...]) -> int:
+        own = own_of(self.traits[id(policy), direction], self.places, place, ports)
+        known = self._resolved.get((id(policy), direction, own))
+        if known is None:
+            found = self.resolver.resolve(policy, direction, self.traits[id(policy), direction], own)
+            known = self._resolved[id(policy), direction, own] = self.memory.lists.of(found)
+            self.lists[known] = found
+        return known
+
+    def _rule_list(self, key: _SetKey) -> RuleList:
+        before = self.built_before.get(key)
+        if before is not None:
+            return before.rules
+        try:
+            return RuleList(
+                [
+                    TierRules(default, deny, tuple(rule for number in numbers for rule in self.lists[number]))
+                    for default, deny, numbers in key
+                ]
+            )
+        except TooManyIntervals as error:
+            raise too_many_intervals(error.need, error.rules, self.names.infos) from None
+
+    # --- the other side: classes ---
+
+    def _classify(self) -> _Classes:
+        asked = {term for rule_list in self.rule_lists.values() for term in rule_list.terms}
+        true_of: list[list[int]] = [[] for _ in range(self.places.count)]
+        for term, number in self.memory.terms.used.items():
+            if number in asked:
+                for first, end in self._extent(term):
+                    for place in range(first, end):
+                        true_of[place].append(number)
+        at: list[int] = []
+        every, new = [0], list[int]()
+        of_term: dict[int, list[int]] = {}
+        new_of_term: dict[int, list[int]] = {}
+        numbers = self.memory.classes
+        for terms in true_of:
+            key = tuple(sorted(terms))
+            known = key in numbers.used
+            class_id = numbers.of(key) if key else 0
+            at.append(class_id)
+            if key and not known:
+                every.append(class_id)
+                for number in key:
+                    of_term.setdefault(number, []).append(class_id)
+                if numbers.is_new(key):
+                    new.append(class_id)
+                    for number in key:
+                        new_of_term.setdefault(number, []).append(class_id)
+        return _Classes(at, every, new, of_term, new_of_term)
+
+    def _extent(self, term: Term) -> Ranges:
+        peer, port = term
+        if port is None:
+            return self.places.extent(peer) if peer is not None else ((0, self.places.count),)
+        named = self.places.port_extent(port)
+        return named if peer is None else intersect(self.places.extent(peer), named)
+
+    def _prefixes(self, at: list[int]) -> dict[str, int]:
+        """Classes by net, without nets whose class is that of the next larger one (of none: 0)."""
+        out: dict[str, int] = {}
+        around: list[tuple[int, int]] = []  # (one past the last place inside, class) of the nets around
+        for place, class_id in enumerate(at):
+            if self.places.is_address(place):
+                continue
+            while around and around[-1][0] <= place:
+                around.pop()
+            if class_id != (around[-1][1] if around else 0):
+                out[self.places.names[place]] = class_id
+            around.append((self.places.end(place), class_id))
+        return out
+
+    def _addresses(self, sides: list[_Side], at: list[int]) -> dict[str, AddressEntry]:
+        local = {
+            address
+            for endpoint in self.snapshot.endpoints
+            if endpoint.kind is EndpointKind.NODE and endpoint.local_node and not endpoint.host_network
+            for address in endpoint.addresses
+        }
+        side_of = {side.place: side for side in sides}
+        out: dict[str, AddressEntry] = {}
+        for place, class_id in enumerate(at):
+            if self.places.is_address(place):
+                name = self.places.names[place]
+                side = side_of.get(place)
+                out[name] = (
+                    AddressEntry(class_id, local_node=name in local)
+                    if side is None
+                    else AddressEntry(class_id, side.set_in, side.set_out, side.owner, name in local)
+                )
+        return out
+
+    # --- sets x classes: cells ---
+
+    def _tables(self, classes: _Classes) -> tuple[dict[int, SetTable], int]:
+        """The sets by number, and how many cells they have."""
+        out: dict[int, SetTable] = {}
+        gone = self.classes_before - set(classes.every)
+        total = 0
+        for key, number in self.memory.sets.used.items():
+            before = self.built_before.get(key)
+            built = (
+                _fresh(self.rule_lists[key], classes) if before is None else _carried(before, classes, gone)
+            )
+            self.memory.built[key] = built
+            out[number] = built.table
+            total += built.cells
+            if total > _COUNTED:
+                break
+        if total > MAX_CELLS:
+            raise too_many_cells(out.values(), self.names.infos, total, MAX_CELLS)
+        return out, total
+
+
+def _fresh(rule_list: RuleList, classes: _Classes) -> _Built:
+    defaults, columns = rule_list.columns(rule_list.hits(classes.of_term), classes.every, None)
+    table = SetTable(
+        starts=rule_list.starts, port_classes=rule_list.port_classes, defaults=defaults, columns=columns
+    )
+    return _Built(rule_list, table, sum(map(len, columns.values())))
+
+
+def _carried(built: _Built, classes: _Classes, gone: set[int]) -> _Built:
+    """A set that was: cells of classes that were stand, those that are gone go, new classes get theirs."""
+    rule_list, table, cells = built
+    _, new = rule_list.columns(rule_list.hits(classes.new_of_term), classes.new, table.defaults)
+    lost = gone & table.columns.keys()
+    if not new and not lost:
+        return built
+    columns = dict(table.columns)
+    for class_id in lost:
+        cells -= len(columns.pop(class_id))
+    columns.update(new)
+    changed = SetTable(
+        starts=table.starts, port_classes=table.port_classes, defaults=table.defaults, columns=columns
+    )
+    return _Built(rule_list, changed, cells + sum(map(len, new.values())))

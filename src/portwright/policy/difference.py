@@ -1,0 +1,105 @@
+"""From the tables in force to the next, entry by entry, in the order in which a map may be written live.
+
+A number that both generations have means the same in both (compile.recompile), so the steps are: what is new
+and not yet asked for, then the entries that addresses are found by, then what nobody asks for any more. Nets
+go in longest first and out shortest first: so no address is ever found by a net around its own, whose class
+it has in neither generation.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+from portwright.policy.tables import AddressEntry, Column, Compiled, SetTable, Verdict
+
+#: (set, class, port class)
+CellKey = tuple[int, int, int]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """What to put and what to delete; each field in the order in which it is to be done, and so the fields.
+
+    ``put_sets`` are the intervals and defaults of sets, without their cells. Puts of ``put_cells`` that hold
+    a key of the old tables do not occur: a cell never changes.
+    """
+
+    put_sets: dict[int, SetTable]
+    put_cells: dict[CellKey, Verdict]
+    put_prefixes: dict[str, int]
+    put_addresses: dict[str, AddressEntry]
+    delete_addresses: tuple[str, ...]
+    delete_prefixes: tuple[str, ...]
+    delete_cells: tuple[CellKey, ...]
+    delete_sets: tuple[int, ...]
+    atomic: bool
+    """Whether the entries in this order let every packet be decided by the old or by the new tables alone:
+    only one address, or one workload, changes what it is found as. Else the generation must be swapped."""
+
+    @property
+    def entries(self) -> int:
+        """How many puts and deletes it is."""
+        puts = len(self.put_sets) + len(self.put_cells) + len(self.put_prefixes) + len(self.put_addresses)
+        addresses = len(self.delete_prefixes) + len(self.delete_addresses)
+        return puts + addresses + len(self.delete_cells) + len(self.delete_sets)
+
+
+def diff(old: Compiled, new: Compiled) -> Difference:
+    """What turns ``old`` into ``new``, which recompile made of it."""
+    put_cells: dict[CellKey, Verdict] = {}
+    delete_cells: list[CellKey] = []
+    for number, table in new.sets.items():
+        before = old.sets.get(number)
+        if before is table:
+            continue
+        had = before.columns if before is not None else {}
+        for class_id, column in table.columns.items():
+            if class_id not in had:
+                put_cells.update(_cells(number, class_id, column))
+        for class_id in had.keys() - table.columns.keys():
+            delete_cells += [key for key, _ in _cells(number, class_id, had[class_id])]
+    for number in old.sets.keys() - new.sets.keys():
+        for class_id, column in old.sets[number].columns.items():
+            delete_cells += [key for key, _ in _cells(number, class_id, column)]
+    put_prefixes = {net: c for net, c in new.prefixes.items() if old.prefixes.get(net) != c}
+    put_addresses = {a: entry for a, entry in new.addresses.items() if old.addresses.get(a) != entry}
+    delete_prefixes = old.prefixes.keys() - new.prefixes.keys()
+    delete_addresses = old.addresses.keys() - new.addresses.keys()
+    return Difference(
+        put_sets={number: table for number, table in new.sets.items() if number not in old.sets},
+        put_cells=put_cells,
+        put_prefixes=dict(sorted(put_prefixes.items(), key=lambda item: -_length(item[0]))),
+        put_addresses=put_addresses,
+        delete_addresses=tuple(sorted(delete_addresses)),
+        delete_prefixes=tuple(sorted(delete_prefixes, key=_length)),
+        delete_cells=tuple(delete_cells),
+        delete_sets=tuple(sorted(old.sets.keys() - new.sets.keys())),
+        atomic=_is_atomic(old, new, {*put_addresses, *delete_addresses}, {*put_prefixes, *delete_prefixes}),
+    )
+
+
+def _cells(number: int, class_id: int, column: Column) -> list[tuple[CellKey, Verdict]]:
+    return [((number, class_id, port_class), verdict) for port_class, verdict in column]
+
+
+def _length(net: str) -> int:
+    return ipaddress.ip_network(net).prefixlen
+
+
+def _is_atomic(old: Compiled, new: Compiled, addresses: set[str], prefixes: set[str]) -> bool:
+    """A packet is found as a source and as a destination: of these two at most one may change.
+
+    Those of one workload are one, since its traffic to itself is no policy's.
+    """
+    if prefixes:
+        return False
+    if len(addresses) < 2:
+        return True
+    owners = {
+        table.addresses[address].owner
+        for address in addresses
+        for table in (old, new)
+        if address in table.addresses
+    }
+    return len(owners) == 1 and 0 not in owners

@@ -1,0 +1,100 @@
+"""Who may reach whom on which port, and by which rule: all pairs of the pods that manifests describe."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+import msgspec
+
+from portwright.policy.engine import Connection, Decision, Engine
+from portwright.policy.rules import SCTP, TCP, UDP, Endpoint, EndpointKind, Flow, PolicySet, Snapshot
+
+_PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
+#: Addresses of pods whose manifest gives none: of RFC 6666 and RFC 1112, 4, which no rule names by accident.
+_PLACEHOLDERS = (ipaddress.ip_network("100::/64"), ipaddress.ip_network("240.0.0.0/4"))
+#: A client's port; no rule of Kubernetes sees it.
+_EPHEMERAL = 50000
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One pair and port. ``rule``: what decided, the denying side's where there is one.
+
+    ``source`` and ``target`` are ``namespace/name``; in JSON they are called ``from`` and ``to``.
+    """
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    protocol: str
+    port: int
+    allowed: bool
+    rule: str
+
+
+def matrix(policies: PolicySet, snapshot: Snapshot) -> tuple[Cell, ...]:
+    """A cell for every two pods and every port that the second's containers declare, itself included.
+
+    Ordered by target, protocol and port, then source. A pod without an address gets one of each family, which
+    is nobody's; a pair without a family in common has no cells.
+    """
+    world = _addressed(snapshot)
+    engine = Engine(policies, world)
+    pods = sorted(
+        (e for e in world.endpoints if e.kind is EndpointKind.WORKLOAD and not e.host_network),
+        key=lambda pod: (pod.namespace, pod.name),
+    )
+    return tuple(_cells(engine, pods))
+
+
+def _cells(engine: Engine, pods: list[Endpoint]) -> Iterator[Cell]:
+    for target in pods:
+        for protocol, port in sorted({(p.protocol, p.port) for p in target.named_ports}):
+            for source in pods:
+                pair = _family(source, target)
+                if pair is None:
+                    continue
+                near, far = pair
+                flow = Flow(
+                    source=near, destination=far, protocol=protocol, source_port=_EPHEMERAL, port=port
+                )
+                found = engine.connect(flow)
+                yield Cell(
+                    source=source.title,
+                    target=target.title,
+                    protocol=_PROTOCOLS[protocol],
+                    port=port,
+                    allowed=found.allowed,
+                    rule=_deciding(found),
+                )
+
+
+def _addressed(snapshot: Snapshot) -> Snapshot:
+    endpoints: list[Endpoint] = []
+    for number, endpoint in enumerate(snapshot.endpoints, 1):
+        lacks = endpoint.kind is EndpointKind.WORKLOAD and not endpoint.addresses
+        placeholder = tuple(str(net[number]) for net in _PLACEHOLDERS)
+        endpoints.append(msgspec.structs.replace(endpoint, addresses=placeholder) if lacks else endpoint)
+    return msgspec.structs.replace(snapshot, endpoints=tuple(endpoints))
+
+
+def _family(source: Endpoint, target: Endpoint) -> tuple[str, str] | None:
+    for version in (4, 6):
+        near = [a for a in source.addresses if ipaddress.ip_address(a).version == version]
+        far = [a for a in target.addresses if ipaddress.ip_address(a).version == version]
+        if near and far:
+            return near[0], far[0]
+    return None
+
+
+def _deciding(found: Connection) -> str:
+    sides = [side for side in (found.egress, found.ingress) if side is not None]
+    denied = [side for side in sides if not side.allowed]
+    return "; ".join(_title(side) for side in denied or sides)
+
+
+def _title(side: Decision) -> str:
+    if side.policy is not None and side.index is not None:
+        where = f" {side.rule.where}" if side.rule is not None and str(side.rule.where) else ""
+        return f"{side.direction} {side.policy.title} rule {side.index + 1}{where}"
+    tier = f" of {side.tier.name}" if side.tier is not None else ""
+    return f"{side.direction} {side.implicit}{tier}"

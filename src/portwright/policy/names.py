@@ -1,0 +1,48 @@
+"""What rule numbers stand for."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from portwright.policy.numbers import Numbers
+from portwright.policy.rules import Direction, Policy, Tier
+from portwright.policy.tables import BUILT_IN_RULES, RuleInfo
+
+#: (kind, namespace, name, direction, index), or a tier's default: ("", "", tier, direction, -1).
+RuleKey: TypeAlias = tuple[str, str, str, Direction, int]
+
+
+class RuleNames:
+    """Numbers rules and tiers' defaults; ``infos``: what each number that was asked for means."""
+
+    def __init__(self, numbers: Numbers[RuleKey]) -> None:
+        self._numbers = numbers
+        self.infos: dict[int, RuleInfo] = dict(BUILT_IN_RULES)
+
+    def of_rule(self, policy: Policy, direction: Direction, index: int) -> int:
+        """The number of the rule at ``index`` of a policy's rules of that direction."""
+        number = self._numbers.of((policy.kind, policy.namespace, policy.name, direction, index))
+        if number not in self.infos:
+            rule = (policy.rules(direction) or ())[index]
+            self.infos[number] = RuleInfo(
+                tier=policy.tier,
+                direction=direction,
+                kind=policy.kind,
+                namespace=policy.namespace,
+                policy=policy.name,
+                index=index,
+                name=rule.name,
+                action=rule.action,
+                on_change=policy.on_change,
+                where=rule.where,
+            )
+        return number
+
+    def of_default(self, tier: Tier, direction: Direction) -> int:
+        """The number of a tier's default."""
+        number = self._numbers.of(("", "", tier.name, direction, -1))
+        if number not in self.infos:
+            self.infos[number] = RuleInfo(
+                implicit="tier-default", tier=tier.name, direction=direction, action=tier.default
+            )
+        return number
