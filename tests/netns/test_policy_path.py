@@ -191,7 +191,7 @@ def test_what_is_wrong_changes_nothing(daemon: Daemon, sandboxes: SandboxFactory
 
 
 def test_what_may_answer_may_not_open(daemon: Daemon, sandboxes: SandboxFactory) -> None:
-    """With a connection open to it, a pod that may open nothing can't use the same pair of ports to open one."""
+    """A pod that may open nothing can't use the pair of ports of a connection to it to open one."""
     quiet, other = sandboxes(labels={"app": "client"}), sandboxes()
     probe = Probe(daemon)
     with daemon.client() as api:
@@ -241,7 +241,7 @@ def test_a_port_mapping_shows_policy_the_true_client(
 
 @pytest.mark.parametrize("port", [80, 81])
 def test_fragments_go_the_way_of_their_datagram(daemon: Daemon, sandboxes: SandboxFactory, port: int) -> None:
-    """A UDP datagram of several fragments passes whole by a rule for its port, in both families, or not at all."""
+    """A UDP datagram of several fragments passes whole by a rule for its port, in both families, or not."""
     web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
     udp = WEB.replace("ports: [{port: 80}]", "ports: [{port: 80, protocol: UDP}]")
     with daemon.client() as api:
@@ -266,3 +266,40 @@ def test_fragments_go_the_way_of_their_datagram(daemon: Daemon, sandboxes: Sandb
                 with pytest.raises(BlockingIOError):
                     server.recv(5000)
                 assert probe.denied() > before
+
+
+@pytest.mark.parametrize(
+    ("mark", "manifest"),
+    [
+        ("on-change", WEB.replace("name: web}", "name: w, annotations: {portwright.dev/on-change: keep}}")),
+        (
+            "domainNames",
+            """
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: names}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  egress:
+  - {name: x, action: Accept, to: [{domainNames: [example.com]}]}
+""",
+        ),
+        (
+            "HostEndpoint",
+            """
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: h}
+spec: {node: n, interfaceName: eth0}
+""",
+        ),
+    ],
+)
+def test_what_is_not_enforced_is_refused(daemon: Daemon, mark: str, manifest: str) -> None:
+    """What can be read and is not done yet is an error at apply that names it; nothing is in force then."""
+    with daemon.client() as api:
+        with pytest.raises(InvalidInput, match=mark):
+            api.policy_apply([("x.yaml", manifest)])
+        assert api.policy_list().policies == ()

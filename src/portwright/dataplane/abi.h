@@ -300,8 +300,7 @@ enum pw_policy_const {
 	PW_PORT_FLOWS = 32768, /* of them that one port may have opened */
 	PW_SET_STARTS = 256,
 	PW_SLOTS = 8,
-	PW_MAX_PEERS = 131072,
-	PW_MAX_NETS = 131072,
+	PW_MAX_PEERS = 131072, /* addresses, and as many nets */
 	PW_MAX_CELLS = 1048576,
 };
 

@@ -39,7 +39,6 @@ class PwPolicyConst(enum.IntEnum):
     SET_STARTS = 256
     SLOTS = 8
     MAX_PEERS = 131072
-    MAX_NETS = 131072
     MAX_CELLS = 1048576
 
 

@@ -69,7 +69,7 @@ struct pw_peers_inner {
 
 struct pw_nets_inner {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, PW_MAX_NETS);
+	__uint(max_entries, PW_MAX_PEERS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(key_size, sizeof(struct pw_net_key));
 	__uint(value_size, sizeof(__u32));

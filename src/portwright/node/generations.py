@@ -24,7 +24,7 @@ _U32 = struct.Struct("=I")
 _NO_PREALLOC, _INNER_MAP = 0x1, 0x1000
 _SPECS = {
     "pw_peers": MapSpec("pw_peers_g", MapType.HASH, 16, 16, PwPolicyConst.MAX_PEERS, _NO_PREALLOC),
-    "pw_nets": MapSpec("pw_nets_g", MapType.LPM_TRIE, 20, 4, PwPolicyConst.MAX_NETS, _NO_PREALLOC),
+    "pw_nets": MapSpec("pw_nets_g", MapType.LPM_TRIE, 20, 4, PwPolicyConst.MAX_PEERS, _NO_PREALLOC),
     "pw_sets": MapSpec("pw_sets_g", MapType.ARRAY, 4, 2304, 1, _INNER_MAP),
     "pw_cells": MapSpec("pw_cells_g", MapType.HASH, 12, 4, PwPolicyConst.MAX_CELLS, _NO_PREALLOC),
 }

@@ -14,14 +14,15 @@ from typing import Protocol
 import msgspec
 
 from portwright.kernel.bpf import Map
-from portwright.model.errors import NotFound
+from portwright.model.errors import InvalidInput, NotFound
 from portwright.model.port import Port, PortState
 from portwright.node import generations
 from portwright.policy.compile import compile_policies
 from portwright.policy.lint import Lint
 from portwright.policy.manifests.cluster import workload_labels
+from portwright.policy.manifests.convert import ON_CHANGE
 from portwright.policy.manifests.read import DEFAULT_NAMESPACE, Manifests, read
-from portwright.policy.rules import Endpoint, EndpointKind, Snapshot
+from portwright.policy.rules import Endpoint, EndpointKind, OnChange, Rule, Snapshot
 from portwright.policy.tables import Compiled, Size
 
 #: Labels that CNI's Kubernetes arguments become (docs/cni.md).
@@ -96,6 +97,7 @@ class Policies:
 
     def _change(self, wanted: dict[str, str], *, dry_run: bool = False) -> Applied:
         manifests = read(sorted(wanted.items()))
+        _refuse_what_is_not_enforced(manifests)
         compiled = compile_policies(manifests.policy_set, self._snapshot(manifests))
         if not dry_run:
             self._store.set_manifests(sorted(wanted.items()))
@@ -150,6 +152,31 @@ class Policies:
         if without is not None:
             ports.pop(without.port_id, None)
         return snapshot_of(manifests, list(ports.values()))
+
+
+def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
+    """Raises InvalidInput for what can be read and compiled, and no data path does yet."""
+    for end in manifests.snapshot.endpoints:
+        if end.kind is EndpointKind.HOST:
+            why = "host endpoints are not enforced by this release; leave it out"
+            raise InvalidInput("HostEndpoint", end.title, why)
+    for policy in manifests.policy_set.policies:
+        place = f"{policy.where}: {policy.kind} {policy.title}"
+        if policy.on_change is not OnChange.RECHECK:
+            why = "this release rechecks open connections, whatever the policy; leave it out"
+            raise InvalidInput(f"{place}: {ON_CHANGE}", policy.on_change.value, why)
+        if policy.do_not_track or policy.pre_dnat or policy.apply_on_forward:
+            why = "policy on the host's own interfaces is not enforced by this release; leave it out"
+            raise InvalidInput(f"{place}: spec", "doNotTrack, preDNAT or applyOnForward", why)
+        for rule in (*(policy.ingress or ()), *(policy.egress or ())):
+            if any(peer.domains is not None for peer in rule.peers or ()):
+                why = "domain names are not resolved by this release; use ipBlock or networks"
+                raise InvalidInput(f"{rule.where}: {policy.title}: domainNames", list(_domains(rule)), why)
+
+
+def _domains(rule: Rule) -> Iterator[str]:
+    for peer in rule.peers or ():
+        yield from peer.domains or ()
 
 
 def snapshot_of(manifests: Manifests, ports: Iterable[Port]) -> Snapshot:
