@@ -294,3 +294,17 @@ def test_defaults_are_chosen_anew_before_refusing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(compiler, "MAX_CELLS", anew.size.cells - 1)
     with pytest.raises(PolicyTooLarge):
         recompile(before, policies, all_)
+
+
+def test_nets_go_in_longest_first_and_out_shortest_first() -> None:
+    """A net that is put around another is put after it, and one around another is deleted before it."""
+
+    def of(*nets: str) -> PolicySet:
+        rules = tuple(Rule(action=Action.ALLOW, peers=(Peer(nets=(net,)),)) for net in nets)
+        return PolicySet(policies=(Policy(kind="T", name="p", tier="default", order=1.0, ingress=rules),))
+
+    nets, world = ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24"), Snapshot(endpoints=pods(1))
+    none, some = compile_policies(of(), world), compile_policies(of(*nets), world)
+
+    assert tuple(diff(none, some).put_prefixes) == nets[::-1]
+    assert diff(some, none).delete_prefixes == nets

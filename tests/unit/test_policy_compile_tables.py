@@ -384,3 +384,17 @@ def test_thousand_endpoints(record_property: Callable[[str, object], None]) -> N
     assert (
         compiled.size.sets == 201
     )  # per policy: in, and out for IPv4; for IPv6 nothing is allowed out, which is one
+
+
+def test_policies_of_different_subjects_stay_in_order() -> None:
+    """A later policy with the first one's subject does not overtake the one between them."""
+    everybody, named = EVERYTHING, In("name", frozenset({"w0"}))
+    policies = (
+        policy("a", subject=everybody, order=1.0, ingress=(rule(traffic=tcp(1)),)),
+        policy("b", subject=named, order=2.0, ingress=(rule(action=Action.DENY),)),
+        policy("c", subject=everybody, order=3.0, ingress=(rule(),)),
+    )
+    compiled = compile_policies(PolicySet(policies=policies), world(2))
+    flow = Flow(source="192.0.2.1", destination="10.0.0.0", protocol=6, port=80)
+
+    assert not lookup(compiled, flow).allowed
