@@ -13,6 +13,7 @@ from portwright.model.errors import InvalidInput
 from portwright.model.port import PortMapping
 from tests.fix_daemon import HOST4, WORLD4, WORLD6, Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import TestNetns
+from tests.netns.test_representor_paths import following
 
 pytestmark = pytest.mark.netns
 
@@ -175,6 +176,26 @@ def test_a_new_port_is_bound_at_once(daemon: Daemon, sandboxes: SandboxFactory) 
         daemon.start()
         assert not probe.reaches(client, other.ip6, 80)
         assert probe.reaches(other, client.ip6, 80)
+
+
+def test_why_names_what_lacked(daemon: Daemon, sandboxes: SandboxFactory) -> None:
+    """`why` says which policy selected, which rule nearly matched and what it lacked, and how to mend it; and
+    the drop's event names what decided. Neither opens the way."""
+    web, other = sandboxes(labels={"app": "web"}), sandboxes(labels={"app": "other"})
+    probe = Probe(daemon)
+    with listening(web.ns, 80), daemon.client() as api:
+        api.policy_apply([("web.yaml", WEB)])
+        told = api.why(other.port.port_id, web.port.port_id, dport=80)
+        said = "\n".join(step.text for step in told.steps if step.step == "policy")
+        assert told.verdict == "refused"
+        assert "web.yaml:" in said
+        assert "needs app=client" in said or "app" in said
+        with following(daemon, web) as follower:
+            assert not probe.reaches(other, web.ip4, 80)
+        rules = {event.rule for event in follower.of("policy")}
+        assert rules == {"policy: tier-default default ingress"}
+        assert api.why(other.port.port_id, web.port.port_id, dport=80).verdict == "refused"
+        assert api.why(web.port.port_id, other.port.port_id, dport=80).verdict == "allowed"
 
 
 def test_what_is_wrong_changes_nothing(daemon: Daemon, sandboxes: SandboxFactory) -> None:

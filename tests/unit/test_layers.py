@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "cni": {"model", "api", "node", "attach", "plan", "ipam", "policy", "store"},
     "cli": {"model", "api", "cni"},
     # The process: hangs the edges onto the node's services.
-    "daemon": {"model", "dataplane", "ipam", "api", "cni", "node", "observe"},
+    "daemon": {"model", "dataplane", "policy", "ipam", "api", "cni", "node", "observe"},
     "": {"api", "model"},  # portwright/__init__.py: the public names
 }
 

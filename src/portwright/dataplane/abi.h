@@ -192,7 +192,7 @@ struct pw_event {
 	__u16 be_dport;
 	__u8 proto;
 	__u8 pad[3];
-	__u32 other_net; /* the network on the other side, for PW_R_ISOLATION */
+	__u32 other_net; /* PW_R_ISOLATION: the network on the other side; PW_R_POLICY: the rule */
 };
 PW_ASSERT_SIZE(struct pw_event, 88);
 
@@ -273,7 +273,7 @@ PW_ASSERT_SIZE(struct pw_trace, 196);
 
 /* Policy. A verdict is a rule's number and these bits; 0 is "allowed, no policy selects it". */
 enum pw_verdict {
-	PW_V_RULE = 0x00ffffff,
+	PW_V_RULE = 0x003fffff,
 	PW_V_LOG = 0x20000000, /* a rule with action Log matched on the way */
 	PW_V_DENY = 0x40000000,
 };

@@ -159,7 +159,7 @@ class PwTraceConst(enum.IntEnum):
 class PwVerdict(enum.IntEnum):
     """``enum pw_verdict`` of abi.h, without the prefix."""
 
-    V_RULE = 16777215
+    V_RULE = 4194303
     V_LOG = 536870912
     V_DENY = 1073741824
 

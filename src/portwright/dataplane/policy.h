@@ -44,8 +44,9 @@ PW_INLINE bool pw_is_ours(const struct pw_addr *addr)
 	return bpf_map_lookup_elem(&pw_addrs, addr) != NULL;
 }
 
-/* Of a reason: the receiver's policy decided. */
+/* Behind a reason: the receiver's policy decided; and the number of the rule that did. */
 #define PW_BY_RECEIVER 0x100
+#define PW_RULE_SHIFT  9
 
 #define barrier()    asm volatile("" ::: "memory")
 #define keep(x)	     asm volatile("" : "+r"(x))
@@ -193,17 +194,19 @@ __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service
 	return verdict ? *verdict : set->defaults[at];
 }
 
-/* Both sides' verdicts on a flow from @from to @to: 0, or the reason to drop. */
-PW_INLINE int pw_decide(__u32 slot, const struct pw_peer *from, const struct pw_peer *to,
-			__u32 service, __u32 sides, struct pw_conn *conn)
+/* Both sides' verdicts on a flow from @from to @to: 0, or the reason to drop, with the rule's number. */
+PW_INLINE __u32 pw_decide(__u32 slot, const struct pw_peer *from, const struct pw_peer *to,
+			  __u32 service, __u32 sides, struct pw_conn *conn)
 {
 	conn->egress =
 		sides & PW_SIDE_EGRESS ? pw_cell(slot, from->set_out, to->class_id, service) : 0;
 	conn->ingress =
 		sides & PW_SIDE_INGRESS ? pw_cell(slot, to->set_in, from->class_id, service) : 0;
 	if (conn->egress & PW_V_DENY)
-		return PW_R_POLICY;
-	return conn->ingress & PW_V_DENY ? PW_R_POLICY | PW_BY_RECEIVER : 0;
+		return PW_R_POLICY | (conn->egress & PW_V_RULE) << PW_RULE_SHIFT;
+	if (conn->ingress & PW_V_DENY)
+		return PW_R_POLICY | PW_BY_RECEIVER | (conn->ingress & PW_V_RULE) << PW_RULE_SHIFT;
+	return 0;
 }
 
 /* The layer 4 header of the packet that an ICMP error quotes, as a packet of its own. */
@@ -292,8 +295,8 @@ __noinline int pw_first_fragment(struct pw_packet *pkt, __u32 generation)
  * A SYN against the way of the flow's opener is a flow of its own: else what
  * may answer could also open.
  */
-__noinline int pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct pw_port *port,
-			 __u32 generation, __u32 sides)
+__noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct pw_port *port,
+			   __u32 generation, __u32 sides)
 {
 	__u32 slot = generation & (PW_SLOTS - 1);
 	struct pw_conn conn = { .generation = generation, .sides = sides };
@@ -301,7 +304,7 @@ __noinline int pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct pw
 	struct pw_conn_value *value;
 	struct pw_flow key = {};
 	bool first, answers = false;
-	int reason = 0;
+	__u32 reason = 0;
 	__u8 tcp;
 
 	if (!pkt || !port)

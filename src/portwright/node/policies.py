@@ -17,12 +17,13 @@ from portwright.kernel.bpf import Map
 from portwright.model.errors import InvalidInput, NotFound
 from portwright.model.port import Port, PortState
 from portwright.node import generations
-from portwright.policy.compile import compile_policies
+from portwright.policy.compile import compile_policies, recompile
+from portwright.policy.explain import explain
 from portwright.policy.lint import Lint
 from portwright.policy.manifests.cluster import workload_labels
 from portwright.policy.manifests.convert import ON_CHANGE
 from portwright.policy.manifests.read import DEFAULT_NAMESPACE, Manifests, read
-from portwright.policy.rules import Endpoint, EndpointKind, OnChange, Rule, Snapshot
+from portwright.policy.rules import Endpoint, EndpointKind, Flow, OnChange, Rule, Snapshot
 from portwright.policy.tables import Compiled, Size
 
 #: Labels that CNI's Kubernetes arguments become (docs/cni.md).
@@ -95,10 +96,21 @@ class Policies:
         compiled = self.compiled or compile_policies(self._manifests.policy_set, snapshot)
         return _applied(dict(self._store.manifests()), self._manifests, compiled)
 
+    def rule_title(self, number: int) -> str:
+        """What a rule's number in a drop event stands for, as ``NetworkPolicy shop/web ingress[0]``."""
+        rule = self.compiled.rules.get(number) if self.compiled is not None else None
+        return f"rule {number}" if rule is None else rule.title
+
+    def explain(self, flow: Flow) -> str:
+        """Why policy lets a flow pass or not, in lines for people; '' while none is in force."""
+        if not self._active:
+            return ""
+        return str(explain(self._manifests.policy_set, self._snapshot(self._manifests), flow))
+
     def _change(self, wanted: dict[str, str], *, dry_run: bool = False) -> Applied:
         manifests = read(sorted(wanted.items()))
         _refuse_what_is_not_enforced(manifests)
-        compiled = compile_policies(manifests.policy_set, self._snapshot(manifests))
+        compiled = self._compile(manifests, self._snapshot(manifests))
         if not dry_run:
             self._store.set_manifests(sorted(wanted.items()))
             self._manifests = manifests
@@ -126,8 +138,13 @@ class Policies:
         return bool(self._manifests.policy_set.policies)
 
     def _sync(self, port: Port | None = None, *, without: Port | None = None) -> None:
-        snapshot = self._snapshot(self._manifests, port, without)
-        self._install(compile_policies(self._manifests.policy_set, snapshot))
+        self._install(self._compile(self._manifests, self._snapshot(self._manifests, port, without)))
+
+    def _compile(self, manifests: Manifests, snapshot: Snapshot) -> Compiled:
+        """Numbered as before where it means the same, so that events of the moment keep their rules."""
+        if self.compiled is None:
+            return compile_policies(manifests.policy_set, snapshot)
+        return recompile(self.compiled, manifests.policy_set, snapshot)
 
     def _install(self, compiled: Compiled) -> None:
         if self._active:
