@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from portwright.api import methods as m
+from portwright.api import policy as pm
 from portwright.api.registry import Registry
 from portwright.api.request import Request
 from portwright.api.server import Server
@@ -98,6 +99,13 @@ BLUE = Network(
     net_id=1,
     pools=((AddressRange(subnet="10.1.0.0/24"),), (AddressRange(subnet="fd00:1::/64"),)),
     masquerade=True,
+)
+
+
+_POLICIES = pm.PolicyState(
+    files=("/etc/p/web.yaml",),
+    policies=("NetworkPolicy shop/web",),
+    tables={"sets": 1, "cells": 1200},
 )
 
 
@@ -256,6 +264,17 @@ class FakeDaemon:
             m.WhyStep(step="deliver", text="redirected to its peer"),
         )
         return m.Why(verdict="allow", steps=steps, delivered_to="pwfedcba98", path="fast")
+
+    async def policy_apply(self, params: pm.PolicyApplyParams, request: Request) -> pm.PolicyState:
+        self._note(params)
+        return _POLICIES
+
+    async def policy_list(self, params: pm.PolicyListParams, request: Request) -> pm.PolicyState:
+        return _POLICIES
+
+    async def policy_delete(self, params: pm.PolicyDeleteParams, request: Request) -> pm.PolicyState:
+        self._note(params)
+        return _POLICIES
 
     async def doctor(self, params: m.DoctorParams, request: Request) -> m.Diagnosis:
         return m.Diagnosis(

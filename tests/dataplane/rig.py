@@ -103,6 +103,7 @@ class Rig:
             link_local=values.address(str(port.link_local)),
             gateway4=gateway(4),
             gateway6=gateway(6),
+            flows=0,
         )
         self.maps["pw_ports"].update(port.ifindex.to_bytes(4, sys.byteorder), record.pack())
         target = PwTarget(

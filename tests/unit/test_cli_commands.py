@@ -31,6 +31,11 @@ mtu          1500
 addresses    10.1.0.2 via 169.254.1.1
              fd00:1::2 via fe80::1
 """
+POLICY_TEXT = """\
+files     /etc/p/web.yaml
+policies  NetworkPolicy shop/web
+tables    1 sets, 1,200 cells
+"""
 GOLDEN = {
     "node status": f"""\
 ready      yes
@@ -93,6 +98,8 @@ PORT_ID           REP         DIRECTION  REASON    PACKETS  BYTES
 22:13:21.500000 pw01234567 from_port spoof-ip rule=anti-spoof 10.9.9.1 > 10.1.0.3 tcp 80 (1 lost before this)
 22:13:22.500000 pw01234567 from_port spoof-ip rule=anti-spoof 10.9.9.2 > 10.1.0.3 tcp 80 (2 lost before this)
 """,
+    "policy list": POLICY_TEXT,
+    "policy delete -f /etc/p/web.yaml": POLICY_TEXT,
     "why web 10.1.0.3 --dport 80": """\
  1. source: port web owns the address (10.1.0.2)
  2. deliver: redirected to its peer
@@ -353,8 +360,8 @@ def test_rates_are_bits_in_powers_of_1000(text: str, bits: int) -> None:
 
 def test_every_command_has_help(tmp_path: Path) -> None:
     """--help at each level exits 0, names the arguments, and does not need a daemon."""
-    paths = [[], ["node"], ["network"], ["port"]]
-    paths += [line.split()[:2] for line in GOLDEN if line.split()[0] in ("node", "network", "port")]
+    paths = [[], ["node"], ["network"], ["port"], ["policy"]]
+    paths += [line.split()[:2] for line in GOLDEN if line.split()[0] in ("node", "network", "port", "policy")]
     paths += [["install"], ["why"], ["stats"], ["drops"], ["doctor"]]
     for path in paths:
         result = CliRunner().invoke(cli, [*path, "--help"])

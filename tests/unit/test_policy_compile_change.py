@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -91,13 +92,13 @@ class Maps:
 
     def steps(self, change: Difference) -> Iterator[None]:
         """Carries out a difference; yields after each entry."""
-        puts = (
+        puts: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...] = (
             (self.sets, change.put_sets),
             (self.cells, change.put_cells),
             (self.prefixes, change.put_prefixes),
             (self.addresses, change.put_addresses),
         )
-        deletes = (
+        deletes: tuple[tuple[dict[Any, Any], Iterable[Any]], ...] = (
             (self.addresses, change.delete_addresses),
             (self.prefixes, change.delete_prefixes),
             (self.cells, change.delete_cells),
@@ -260,7 +261,8 @@ def test_entry_and_verdict_are_values() -> None:
 
 def test_defaults_are_chosen_anew_before_refusing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Defaults that became a waste are kept while they fit; then they are chosen anew under a new number."""
-    some, every = {}, {"half": ""}
+    some: dict[str, str] = {}
+    every = {"half": ""}
     by_name = tuple(
         Rule(
             action=Action.ALLOW,

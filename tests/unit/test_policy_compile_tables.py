@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,7 +231,7 @@ def test_rules_have_names_and_places() -> None:
 @pytest.mark.parametrize("flag", ["do_not_track", "pre_dnat", "apply_on_forward"])
 def test_policies_of_host_interfaces_are_kept_apart(flag: str) -> None:
     """Policies for the host interfaces' stages come out untouched; the first two select no workload."""
-    given_ = policy(ingress=(), **{flag: True})
+    given_ = msgspec.structs.replace(policy(ingress=()), **{flag: True})
     compiled = compile_policies(PolicySet(policies=(given_,)), world(1))
 
     assert compiled.host_policies == (given_,)
@@ -251,8 +252,9 @@ def test_source_ports_are_refused(where: str, direction: Direction) -> None:
     policy selects nobody yet."""
     asks = rule(**{where: (Traffic(protocol=6, source_ports=(PortRange(1, 9),), source_names=("web",)),)})
 
+    asking = msgspec.structs.replace(policy(), **{str(direction): (rule(), asks)})
     with pytest.raises(InvalidInput) as caught:
-        compile_policies(PolicySet(policies=(policy(**{str(direction): (rule(), asks)}),)), world(0))
+        compile_policies(PolicySet(policies=(asking,)), world(0))
     assert caught.value.field == f"NetworkPolicy p: {direction}[1].source.ports"
     assert caught.value.value == "1:9, web"
     assert "remove the field" in caught.value.why

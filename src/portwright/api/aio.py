@@ -151,6 +151,9 @@ class AsyncClient:
     drops = _Method(calls.drops)
     drops_follow = _Stream(calls.drops_follow)
     why = _Method(calls.why)
+    policy_apply = _Method(calls.policy_apply)
+    policy_list = _Method(calls.policy_list)
+    policy_delete = _Method(calls.policy_delete)
     doctor = _Method(calls.doctor)
 
 

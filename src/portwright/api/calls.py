@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 import msgspec
 
 from portwright.api import methods as m
+from portwright.api import policy as pm
 from portwright.api.paths import NetnsSpec, netns_path
 from portwright.api.registry import IntrospectParams, Params
 from portwright.model.network import AddressRange, Dns, Network, Route
@@ -248,3 +249,19 @@ def why(
 def doctor() -> Call[m.Diagnosis]:
     """Check the host, the kernel and the daemon's own state."""
     return Call("doctor", m.DoctorParams(), m.Diagnosis)
+
+
+def policy_apply(files: Sequence[tuple[str, str]], *, dry_run: bool = False) -> Call[pm.PolicyState]:
+    """Put manifest files (name, text) in force with those that are. Raises InvalidInput, PolicyTooLarge."""
+    sent = tuple(pm.PolicyFile(name=name, text=text) for name, text in files)
+    return Call("policy.apply", pm.PolicyApplyParams(files=sent, dry_run=dry_run), pm.PolicyState)
+
+
+def policy_list() -> Call[pm.PolicyState]:
+    """Say which policies are in force."""
+    return Call("policy.list", pm.PolicyListParams(), pm.PolicyState)
+
+
+def policy_delete(files: Sequence[str]) -> Call[pm.PolicyState]:
+    """Take manifest files away, by the names they were applied under. Raises NotFound."""
+    return Call("policy.delete", pm.PolicyDeleteParams(files=tuple(files)), pm.PolicyState)

@@ -95,6 +95,7 @@ cli = Root(
         "install": ("portwright.cli.install", "install", "Install the CNI plugin and its configuration."),
         "network": ("portwright.cli.network", "network", "Networks: what ports join."),
         "port": ("portwright.cli.port", "port", "Ports: a sandbox's device and its representor."),
+        "policy": ("portwright.cli.policy", "policy", "Policies: who may open connections to whom."),
         "why": (_OBSERVE, "why", "Explain what happens to a packet."),
         "stats": (_OBSERVE, "stats", "What the ports carried."),
         "drops": (_OBSERVE, "drops", "What was dropped, and for which reason."),

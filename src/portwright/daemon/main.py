@@ -65,6 +65,7 @@ async def _serve(core: Core) -> None:
     changes = Changes(core)
     for sentence in recover(core, ports, changes):
         log.info("recovery: %s", sentence)
+    core.policies.restore()
     watch, feed = Watch(core, ports, changes, loop), DropFeed(core, loop)
 
     def changed() -> None:

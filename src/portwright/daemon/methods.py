@@ -11,6 +11,7 @@ from typing import cast
 import msgspec
 
 from portwright.api import methods as m
+from portwright.api import policy as pm
 from portwright.api.request import Request
 from portwright.daemon.why import Explainer
 from portwright.dataplane.abi import PwCounter
@@ -23,6 +24,7 @@ from portwright.node.core import Core
 from portwright.node.drops import DropFeed
 from portwright.node.health import Health
 from portwright.node.networks import Networks
+from portwright.node.policies import Applied
 from portwright.node.ports import Ports, PortSpec
 from portwright.node.switch import attach_mode
 from portwright.observe import counters
@@ -123,6 +125,21 @@ class Methods:
         """Raises NotFound, and Conflict while it has ports."""
         self._networks.delete(params.name)
         return m.NetworkDeleted(name=params.name)
+
+    # -- policy ----------------------------------------------------------------------------------
+
+    async def policy_apply(self, params: pm.PolicyApplyParams, _request: Request) -> pm.PolicyState:
+        """Raises InvalidInput, PolicyTooLarge; then nothing has changed."""
+        files = [(f.name, f.text) for f in params.files]
+        return _policy_state(self._core.policies.apply(files, dry_run=params.dry_run))
+
+    async def policy_list(self, _params: pm.PolicyListParams, _request: Request) -> pm.PolicyState:
+        """What is in force."""
+        return _policy_state(self._core.policies.current())
+
+    async def policy_delete(self, params: pm.PolicyDeleteParams, _request: Request) -> pm.PolicyState:
+        """Raises NotFound."""
+        return _policy_state(self._core.policies.delete(params.files))
 
     # -- port ------------------------------------------------------------------------------------
 
@@ -332,3 +349,15 @@ def _merged(limits: Limits, change: m.LimitsChange) -> Limits:
         if f"{direction}_rate" in given and f"{direction}_burst" not in given:
             given[f"{direction}_burst"] = 0
     return msgspec.structs.replace(limits, **given)
+
+
+def _policy_state(applied: Applied) -> pm.PolicyState:
+    return pm.PolicyState(
+        files=applied.files,
+        policies=applied.policies,
+        tables=msgspec.structs.asdict(applied.size),
+        warnings=tuple(
+            pm.PolicyWarning(code=w.code, where=str(w.where), text=w.text, fix=w.fix)
+            for w in applied.warnings
+        ),
+    )

@@ -13,6 +13,7 @@ from portwright.node.core import Core
 from portwright.node.switch import Switch
 from portwright.observe import why as engine
 from portwright.observe.events import rule_of
+from portwright.policy.rules import Flow
 
 
 class Explainer:
@@ -88,7 +89,25 @@ class Explainer:
                     )
                 steps += [m.WhyStep(step=s.step, text=s.text, detail=s.detail) for s in second.steps]
                 verdict = "refused" if second.verdict == "drop" else "allowed"
+        steps += self._by_policy(src, dst, params)
         return m.Why(verdict=verdict, steps=tuple(steps), delivered_to=delivered, path=path)
+
+    def _by_policy(self, src: str, dst: str, params: m.WhyParams) -> list[m.WhyStep]:
+        """What the policies in force say of such a flow, and what would mend it."""
+        protocol = engine.PROTOCOLS[params.proto]
+        plain = params.proto != "icmp"
+        flow = Flow(
+            source=src,
+            destination=dst,
+            protocol=58 if not plain and ":" in src else protocol,
+            source_port=params.sport or 40000 if plain else None,
+            port=params.dport or 80 if plain else None,
+            icmp_type=None if plain else 128 if ":" in src else 8,
+            icmp_code=None if plain else 0,
+        )
+        return [
+            m.WhyStep(step="policy", text=line) for line in self._core.policies.explain(flow).splitlines()
+        ]
 
     def _to_port(self, src: str, port: Port, params: m.WhyParams, family: int) -> m.Why:
         switch = self._attached(port)
@@ -104,6 +123,8 @@ class Explainer:
         refused = trace.verdict == "drop"
         if refused:
             steps.append(m.WhyStep(step="rule", text=rule_of(trace.reason), detail=""))
+        if src not in ("127.0.0.1", "::1"):
+            steps += self._by_policy(src, dst, params)
         return m.Why(
             verdict="refused" if refused else "allowed",
             steps=tuple(steps),

@@ -15,6 +15,17 @@ struct {
 	enum pw_trace_const trace_const;
 	enum pw_step step;
 	enum pw_slow slow;
+	enum pw_verdict verdict;
+	enum pw_side side;
+	enum pw_service_kind service_kind;
+	enum pw_policy_const policy_const;
+	enum pw_conn_flag conn_flag;
+	struct pw_peer peer;
+	struct pw_net_key net_key;
+	struct pw_set set;
+	struct pw_cell_key cell_key;
+	struct pw_conn conn;
+	struct pw_frag frag;
 	struct pw_port port;
 	struct pw_target target;
 	struct pw_reach_key reach_key;

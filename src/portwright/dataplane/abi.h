@@ -18,7 +18,7 @@
 
 /* Bumped when a map's layout or meaning changes: pins of another ABI are not reused. */
 enum pw_abi {
-	PW_ABI_VERSION = 1,
+	PW_ABI_VERSION = 2,
 };
 
 struct pw_addr {
@@ -56,7 +56,11 @@ enum pw_reason {
 	PW_R_IP_VERSION = 19, /* version nibble or header length out of range; IPv4-mapped IPv6 */
 	PW_R_IP_CHECKSUM = 20,
 	PW_R_LINK_DOWN = 21, /* the owner disabled the receiving port's link */
-	PW_R_MAX = 22,
+	PW_R_POLICY = 22, /* a rule denies it, or a tier's default */
+	PW_R_NOT_READY = 23, /* policy is in force, and this port's not yet */
+	PW_R_FLOW_TABLE = 24, /* no room to remember another flow, of the host's or of the port's */
+	PW_R_FRAGMENT_ORDER = 25, /* a fragment before the first one of its datagram */
+	PW_R_MAX = 26,
 };
 
 enum pw_port_flag {
@@ -83,8 +87,10 @@ struct pw_port {
 	struct pw_addr link_local; /* EUI-64 of mac (RFC 4291, appendix A) */
 	struct pw_addr gateway4;
 	struct pw_addr gateway6;
+	__s32 flows; /* of pw_conns that it opened; kept by the data path */
+	__u32 pad;
 };
-PW_ASSERT_SIZE(struct pw_port, 120);
+PW_ASSERT_SIZE(struct pw_port, 128);
 
 /* Map pw_addrs, by address: all that delivery to it needs. */
 struct pw_target {
@@ -186,7 +192,7 @@ struct pw_event {
 	__u16 be_dport;
 	__u8 proto;
 	__u8 pad[3];
-	__u32 other_net; /* the network on the other side, for PW_R_ISOLATION */
+	__u32 other_net; /* PW_R_ISOLATION: the network on the other side; PW_R_POLICY: the rule */
 };
 PW_ASSERT_SIZE(struct pw_event, 88);
 
@@ -235,6 +241,7 @@ enum pw_step {
 	PW_S_DROP = 11, /* a: reason, b: dir */
 	PW_S_DELIVER = 12, /* slow path hands it to the device */
 	PW_S_MULTICAST = 13,
+	PW_S_POLICY = 14, /* a: verdict of the sender's policy, b: of the receiver's */
 };
 
 /* Why a packet for a local port takes the slow path. */
@@ -263,5 +270,102 @@ struct pw_trace {
 	struct pw_trace_step steps[16];
 };
 PW_ASSERT_SIZE(struct pw_trace, 196);
+
+/* Policy. A verdict is a rule's number and these bits; 0 is "allowed, no policy selects it". */
+enum pw_verdict {
+	PW_V_RULE = 0x003fffff,
+	PW_V_LOG = 0x20000000, /* a rule with action Log matched on the way */
+	PW_V_DENY = 0x40000000,
+};
+
+/* Whose policy binds a packet, along its way. */
+enum pw_side {
+	PW_SIDE_EGRESS = 1,
+	PW_SIDE_INGRESS = 2,
+};
+
+/* The high half of a service number; the low half is a port, a type and code, or a protocol. */
+enum pw_service_kind {
+	PW_SV_TCP = 0,
+	PW_SV_UDP = 1,
+	PW_SV_SCTP = 2,
+	PW_SV_ICMP = 3,
+	PW_SV_ICMP6 = 4,
+	PW_SV_OTHER = 5,
+	PW_SV_PORTLESS = 6, /* TCP, UDP or SCTP of which the ports are not known */
+};
+
+enum pw_policy_const {
+	PW_MAX_FLOWS = 262144,
+	PW_PORT_FLOWS = 32768, /* of them that one port may have opened */
+	PW_SET_STARTS = 256,
+	PW_SLOTS = 8,
+	PW_MAX_PEERS = 131072, /* addresses, and as many nets */
+	PW_MAX_CELLS = 1048576,
+};
+
+/* Inner map pw_peers, by address: an endpoint's, or one that a name resolved to. */
+struct pw_peer {
+	__u32 class_id;
+	__u32 set_in; /* what may be opened to it; 0: no policy selects it */
+	__u32 set_out;
+	__u32 owner; /* the endpoint's number; 0: of none that policy selects */
+};
+PW_ASSERT_SIZE(struct pw_peer, 16);
+
+/* Inner map pw_nets (LPM): every other address, to its class. */
+struct pw_net_key {
+	__u32 prefixlen; /* of 128: IPv4's plus 96 */
+	struct pw_addr addr;
+};
+PW_ASSERT_SIZE(struct pw_net_key, 20);
+
+/* Inner map pw_sets: where its intervals of services begin, ascending from 0; unused ones are ~0. */
+struct pw_set {
+	__u32 starts[256];
+	__u32 defaults[256]; /* each interval's commonest verdict */
+	__u8 classes[256]; /* each interval's port class */
+};
+PW_ASSERT_SIZE(struct pw_set, 2304);
+
+/* Inner map pw_cells: the verdicts that differ from their interval's default. */
+struct pw_cell_key {
+	__u32 set_id;
+	__u32 class_id;
+	__u32 port_class;
+};
+PW_ASSERT_SIZE(struct pw_cell_key, 12);
+
+enum pw_conn_flag {
+	PW_CF_FIRST_OPENED = 1, /* by the first side of its key */
+	PW_CF_REPLIED = 2,
+	PW_CF_FIN_FIRST = 4,
+	PW_CF_FIN_SECOND = 8,
+	PW_CF_FINS = 12,
+	PW_CF_RESET = 16,
+};
+
+/* Map pw_conns, behind its timer; the key is a pw_flow with the lower (address, port) first. */
+struct pw_conn {
+	__u64 last_ns; /* of its latest packet, to the second */
+	__u32 generation; /* that judged it */
+	__u32 egress; /* enum pw_verdict */
+	__u32 ingress;
+	__u32 ifindex; /* of the port that it counts for, with */
+	__u32 port_low; /* the low half of its port_id */
+	__u8 flags; /* enum pw_conn_flag */
+	__u8 sides; /* enum pw_side, along the way of its opener */
+	__u8 pad[2];
+};
+PW_ASSERT_SIZE(struct pw_conn, 32);
+
+/* Map pw_frags (LRU): the first fragment of this datagram was let through. */
+struct pw_frag {
+	struct pw_addr saddr;
+	struct pw_addr daddr;
+	__u32 be_id;
+	__u32 proto;
+};
+PW_ASSERT_SIZE(struct pw_frag, 40);
 
 #endif

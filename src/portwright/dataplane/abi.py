@@ -10,7 +10,18 @@ from typing import NamedTuple
 class PwAbi(enum.IntEnum):
     """``enum pw_abi`` of abi.h, without the prefix."""
 
-    ABI_VERSION = 1
+    ABI_VERSION = 2
+
+
+class PwConnFlag(enum.IntEnum):
+    """``enum pw_conn_flag`` of abi.h, without the prefix."""
+
+    CF_FIRST_OPENED = 1
+    CF_REPLIED = 2
+    CF_FIN_FIRST = 4
+    CF_FIN_SECOND = 8
+    CF_FINS = 12
+    CF_RESET = 16
 
 
 class PwDir(enum.IntEnum):
@@ -18,6 +29,17 @@ class PwDir(enum.IntEnum):
 
     FROM_PORT = 0
     TO_PORT = 1
+
+
+class PwPolicyConst(enum.IntEnum):
+    """``enum pw_policy_const`` of abi.h, without the prefix."""
+
+    MAX_FLOWS = 262144
+    PORT_FLOWS = 32768
+    SET_STARTS = 256
+    SLOTS = 8
+    MAX_PEERS = 131072
+    MAX_CELLS = 1048576
 
 
 class PwPortFlag(enum.IntEnum):
@@ -53,7 +75,30 @@ class PwReason(enum.IntEnum):
     R_IP_VERSION = 19
     R_IP_CHECKSUM = 20
     R_LINK_DOWN = 21
-    R_MAX = 22
+    R_POLICY = 22
+    R_NOT_READY = 23
+    R_FLOW_TABLE = 24
+    R_FRAGMENT_ORDER = 25
+    R_MAX = 26
+
+
+class PwServiceKind(enum.IntEnum):
+    """``enum pw_service_kind`` of abi.h, without the prefix."""
+
+    SV_TCP = 0
+    SV_UDP = 1
+    SV_SCTP = 2
+    SV_ICMP = 3
+    SV_ICMP6 = 4
+    SV_OTHER = 5
+    SV_PORTLESS = 6
+
+
+class PwSide(enum.IntEnum):
+    """``enum pw_side`` of abi.h, without the prefix."""
+
+    SIDE_EGRESS = 1
+    SIDE_INGRESS = 2
 
 
 class PwSlow(enum.IntEnum):
@@ -94,6 +139,7 @@ class PwStep(enum.IntEnum):
     S_DROP = 11
     S_DELIVER = 12
     S_MULTICAST = 13
+    S_POLICY = 14
 
 
 class PwTcIndex(enum.IntEnum):
@@ -108,6 +154,14 @@ class PwTraceConst(enum.IntEnum):
     TRACE_MARK = 1886876281
     TRACE_PRIORITY = 2003335472
     TRACE_STEPS = 16
+
+
+class PwVerdict(enum.IntEnum):
+    """``enum pw_verdict`` of abi.h, without the prefix."""
+
+    V_RULE = 4194303
+    V_LOG = 536870912
+    V_DENY = 1073741824
 
 
 _pw_budget = struct.Struct("=QII")
@@ -129,6 +183,53 @@ class PwBudget(NamedTuple):
     def unpack(cls, data: bytes) -> PwBudget:
         """The inverse of ``pack``; ``struct.error`` unless of 16 bytes."""
         return cls._make(_pw_budget.unpack(data))
+
+
+_pw_cell_key = struct.Struct("=III")
+assert _pw_cell_key.size == 12  # noqa: S101 - the generator's own check
+
+
+class PwCellKey(NamedTuple):
+    """``struct pw_cell_key`` of abi.h."""
+
+    set_id: int
+    class_id: int
+    port_class: int
+
+    def pack(self) -> bytes:
+        """Its 12 bytes, as C lays them out."""
+        return _pw_cell_key.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwCellKey:
+        """The inverse of ``pack``; ``struct.error`` unless of 12 bytes."""
+        return cls._make(_pw_cell_key.unpack(data))
+
+
+_pw_conn = struct.Struct("=QIIIIIBB2x")
+assert _pw_conn.size == 32  # noqa: S101 - the generator's own check
+
+
+class PwConn(NamedTuple):
+    """``struct pw_conn`` of abi.h."""
+
+    last_ns: int
+    generation: int
+    egress: int
+    ingress: int
+    ifindex: int
+    port_low: int
+    flags: int
+    sides: int
+
+    def pack(self) -> bytes:
+        """Its 32 bytes, as C lays them out."""
+        return _pw_conn.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwConn:
+        """The inverse of ``pack``; ``struct.error`` unless of 32 bytes."""
+        return cls._make(_pw_conn.unpack(data))
 
 
 _pw_counter = struct.Struct("=QQ")
@@ -255,6 +356,28 @@ class PwFlow(NamedTuple):
         return cls._make(_pw_flow.unpack(data))
 
 
+_pw_frag = struct.Struct("=16s16s4sI")
+assert _pw_frag.size == 40  # noqa: S101 - the generator's own check
+
+
+class PwFrag(NamedTuple):
+    """``struct pw_frag`` of abi.h."""
+
+    saddr: bytes
+    daddr: bytes
+    be_id: bytes
+    proto: int
+
+    def pack(self) -> bytes:
+        """Its 40 bytes, as C lays them out."""
+        return _pw_frag.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwFrag:
+        """The inverse of ``pack``; ``struct.error`` unless of 40 bytes."""
+        return cls._make(_pw_frag.unpack(data))
+
+
 _pw_limit_key = struct.Struct("=QI4x")
 assert _pw_limit_key.size == 16  # noqa: S101 - the generator's own check
 
@@ -297,8 +420,50 @@ class PwLimitSpec(NamedTuple):
         return cls._make(_pw_limit_spec.unpack(data))
 
 
-_pw_port = struct.Struct("=QQIII6s6s16s16s16s16s16s")
-assert _pw_port.size == 120  # noqa: S101 - the generator's own check
+_pw_net_key = struct.Struct("=I16s")
+assert _pw_net_key.size == 20  # noqa: S101 - the generator's own check
+
+
+class PwNetKey(NamedTuple):
+    """``struct pw_net_key`` of abi.h."""
+
+    prefixlen: int
+    addr: bytes
+
+    def pack(self) -> bytes:
+        """Its 20 bytes, as C lays them out."""
+        return _pw_net_key.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwNetKey:
+        """The inverse of ``pack``; ``struct.error`` unless of 20 bytes."""
+        return cls._make(_pw_net_key.unpack(data))
+
+
+_pw_peer = struct.Struct("=IIII")
+assert _pw_peer.size == 16  # noqa: S101 - the generator's own check
+
+
+class PwPeer(NamedTuple):
+    """``struct pw_peer`` of abi.h."""
+
+    class_id: int
+    set_in: int
+    set_out: int
+    owner: int
+
+    def pack(self) -> bytes:
+        """Its 16 bytes, as C lays them out."""
+        return _pw_peer.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwPeer:
+        """The inverse of ``pack``; ``struct.error`` unless of 16 bytes."""
+        return cls._make(_pw_peer.unpack(data))
+
+
+_pw_port = struct.Struct("=QQIII6s6s16s16s16s16s16si4x")
+assert _pw_port.size == 128  # noqa: S101 - the generator's own check
 
 
 class PwPort(NamedTuple):
@@ -316,14 +481,15 @@ class PwPort(NamedTuple):
     link_local: bytes
     gateway4: bytes
     gateway6: bytes
+    flows: int
 
     def pack(self) -> bytes:
-        """Its 120 bytes, as C lays them out."""
+        """Its 128 bytes, as C lays them out."""
         return _pw_port.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwPort:
-        """The inverse of ``pack``; ``struct.error`` unless of 120 bytes."""
+        """The inverse of ``pack``; ``struct.error`` unless of 128 bytes."""
         return cls._make(_pw_port.unpack(data))
 
 
@@ -345,6 +511,27 @@ class PwReachKey(NamedTuple):
     def unpack(cls, data: bytes) -> PwReachKey:
         """The inverse of ``pack``; ``struct.error`` unless of 8 bytes."""
         return cls._make(_pw_reach_key.unpack(data))
+
+
+_pw_set = struct.Struct("=1024s1024s256s")
+assert _pw_set.size == 2304  # noqa: S101 - the generator's own check
+
+
+class PwSet(NamedTuple):
+    """``struct pw_set`` of abi.h."""
+
+    starts: bytes
+    defaults: bytes
+    classes: bytes
+
+    def pack(self) -> bytes:
+        """Its 2304 bytes, as C lays them out."""
+        return _pw_set.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwSet:
+        """The inverse of ``pack``; ``struct.error`` unless of 2304 bytes."""
+        return cls._make(_pw_set.unpack(data))
 
 
 _pw_state = struct.Struct("=III4x")
@@ -438,15 +625,21 @@ class PwTraceStep(NamedTuple):
 #: Bytes of each struct, as the compiler laid it out.
 SIZES: dict[str, int] = {
     "PwBudget": 16,
+    "PwCellKey": 12,
+    "PwConn": 32,
     "PwCounter": 16,
     "PwCounters": 64,
     "PwDropKey": 16,
     "PwEvent": 88,
     "PwFlow": 40,
+    "PwFrag": 40,
     "PwLimitKey": 16,
     "PwLimitSpec": 32,
-    "PwPort": 120,
+    "PwNetKey": 20,
+    "PwPeer": 16,
+    "PwPort": 128,
     "PwReachKey": 8,
+    "PwSet": 2304,
     "PwState": 16,
     "PwTarget": 48,
     "PwTrace": 196,

@@ -97,7 +97,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, PW_R_MAX);
+	__uint(max_entries, 64); /* reasons there are, and will be */
 	__type(key, __u32);
 	__type(value, struct pw_budget);
 } pw_budget SEC(".maps");

@@ -40,6 +40,7 @@ struct pw_packet {
 	__u32 l4_off; /* from the start of the frame */
 	__u32 l3_len; /* as the header says; headers included */
 	__u32 wire_l3; /* pw_wire_l3(), once it is known */
+	__u32 be_frag_id; /* of a fragment: what its siblings carry too */
 	__u16 be_proto; /* ethertype */
 	__u16 be_sport;
 	__u16 be_dport;
@@ -47,7 +48,8 @@ struct pw_packet {
 	__u8 icmp_type;
 	__u8 ttl;
 	__u8 flags; /* enum pw_packet_flag */
-	__u8 pad[2];
+	__u8 icmp_code;
+	__u8 pad[1];
 };
 
 PW_INLINE void pw_addr_v4(struct pw_addr *addr, __be32 v4)
@@ -118,6 +120,8 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 		if (pkt->l4_off + 1 > end ||
 		    bpf_skb_load_bytes(skb, pkt->l4_off, &pkt->icmp_type, 1))
 			return PW_R_TRUNCATED;
+		if (pkt->l4_off + 1 < end)
+			bpf_skb_load_bytes(skb, pkt->l4_off + 1, &pkt->icmp_code, 1);
 		return 0;
 	}
 	return 0;
@@ -156,6 +160,7 @@ PW_INLINE int pw_parse_v4(struct __sk_buff *skb, struct pw_packet *pkt)
 	frag = bpf_ntohs(ip->frag_off);
 	if (frag & 0x3fff) {
 		pkt->flags |= PW_P_FRAGMENT;
+		pkt->be_frag_id = ip->id;
 		if (frag & 0x1fff) {
 			/*
 			 * RFC 1858 and 3128: a fragment at offset 8 could
@@ -199,13 +204,14 @@ __noinline int pw_parse_ext(struct __sk_buff *skb, struct pw_packet *pkt)
 	next = pkt->proto;
 	pkt->flags |= PW_P_OPTIONS;
 	for (int i = 0; i < PW_EXT_MAX; i++) {
-		__u8 hdr[4];
+		__u8 hdr[8]; /* the least that any of them is long */
 
 		if (bpf_skb_load_bytes(skb, off, hdr, sizeof(hdr)))
 			return PW_R_TRUNCATED;
 		if (next == IPPROTO_FRAGMENT) {
 			__u16 frag = (hdr[2] << 8 | hdr[3]) & 0xfff9;
 
+			__builtin_memcpy(&pkt->be_frag_id, hdr + 4, 4);
 			off += 8;
 			/* offset 0 and no more: an atomic fragment, whole (RFC 6946) */
 			if (frag)

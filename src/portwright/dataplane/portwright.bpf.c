@@ -25,6 +25,7 @@
 #include "guard.h"
 #include "answer.h"
 #include "limit.h"
+#include "policy.h"
 
 /*
  * TCX_NEXT and clsact's TC_ACT_UNSPEC are the same -1: go on to the next
@@ -38,13 +39,6 @@ PW_INLINE bool pw_may_reach(__u32 from_net, __u32 to_net)
 	struct pw_reach_key key = { .from_net = from_net, .to_net = to_net };
 
 	return from_net == to_net || bpf_map_lookup_elem(&pw_reach, &key);
-}
-
-PW_INLINE bool pw_icmp_error(const struct pw_packet *pkt)
-{
-	if (pkt->proto == IPPROTO_ICMPV6)
-		return pkt->icmp_type < 128;
-	return pkt->proto == IPPROTO_ICMP && pkt->icmp_type != 0 && pkt->icmp_type != 8;
 }
 
 /* Must this packet for a local port go through the host's stack, and why? */
@@ -123,33 +117,72 @@ PW_INLINE int pw_forward(struct __sk_buff *skb, const struct pw_packet *pkt,
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* To a port of this host, or to whatever the host's stack makes of it. */
-PW_INLINE int pw_deliver(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
+/*
+ * What policy says of the packet: 0, or the reason to drop, with PW_BY_RECEIVER
+ * where the receiver's policy decided. @port: as in pw_policy().
+ */
+PW_INLINE __u32 pw_judge(struct __sk_buff *skb, struct pw_packet *pkt, struct pw_port *port,
+			 __u32 sides)
 {
-	const struct pw_target *target;
-	__u32 slow;
+	__u32 zero = 0, generation, reason;
+	__u32 *in_force = bpf_map_lookup_elem(&pw_generation, &zero);
+
+	if (!in_force)
+		return PW_R_NOT_READY;
+	/* Read once: all of the verdict is of one generation. */
+	generation = READ_ONCE(*in_force);
+	if (pw_is_nd(pkt))
+		return 0;
+	if (pkt->flags & PW_P_LATER_FRAGMENT)
+		return pw_later_fragment(pkt, generation);
+	if (pw_icmp_error(pkt) && (!generation || pw_related(skb, pkt, sides)))
+		return 0;
+	reason = pw_policy(skb, pkt, port, generation, sides);
+	if (!reason && generation && (pkt->flags & PW_P_FRAGMENT))
+		pw_first_fragment(pkt, generation);
+	return reason;
+}
+
+/* To a port of this host, or to whatever the host's stack makes of it. */
+PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_packet *pkt)
+{
+	const struct pw_target *target = NULL;
+	__u32 slow, verdict;
 
 	skb->tc_index = 0;
 	if (pkt->flags & PW_P_MULTICAST) {
 		PW_STEP(skb, PW_S_MULTICAST, 0, 0);
-		return PW_NEXT;
+	} else {
+		target = bpf_map_lookup_elem(&pw_addrs, &pkt->daddr);
+		if (!target)
+			PW_STEP(skb, PW_S_NO_TARGET, 0, 0);
 	}
-	target = bpf_map_lookup_elem(&pw_addrs, &pkt->daddr);
-	if (!target) {
-		PW_STEP(skb, PW_S_NO_TARGET, 0, 0);
-		return PW_NEXT;
+	if (target) {
+		PW_STEP(skb, PW_S_TARGET, target->ifindex, target->net_id);
+		if (target->ifindex == skb->ifindex)
+			return PW_DROP(skb, pkt, port->port_id, PW_FROM_PORT, PW_R_LOOP);
+		/* RFC 1812, 5.3.4: a router does not forward what was broadcast to it. */
+		if (pkt->flags & PW_P_GROUP_MAC)
+			return PW_DROP(skb, pkt, port->port_id, PW_FROM_PORT, PW_R_DST_MAC);
+		if (!pw_may_reach(port->net_id, target->net_id))
+			return pw_drop(skb, pkt, port->port_id, PW_FROM_PORT << 8 | PW_R_ISOLATION,
+				       target->net_id);
+		if (port->net_id != target->net_id)
+			PW_STEP(skb, PW_S_REACH_OK, port->net_id, target->net_id);
 	}
-	PW_STEP(skb, PW_S_TARGET, target->ifindex, target->net_id);
-	if (target->ifindex == skb->ifindex)
-		return PW_DROP(skb, pkt, port->port_id, PW_FROM_PORT, PW_R_LOOP);
-	/* RFC 1812, 5.3.4: a router does not forward what was broadcast to it. */
-	if (pkt->flags & PW_P_GROUP_MAC)
-		return PW_DROP(skb, pkt, port->port_id, PW_FROM_PORT, PW_R_DST_MAC);
-	if (!pw_may_reach(port->net_id, target->net_id))
-		return pw_drop(skb, pkt, port->port_id, PW_FROM_PORT << 8 | PW_R_ISOLATION,
-			       target->net_id);
-	if (port->net_id != target->net_id)
-		PW_STEP(skb, PW_S_REACH_OK, port->net_id, target->net_id);
+	verdict = pw_judge(skb, pkt, port,
+			   target ? PW_SIDE_EGRESS | PW_SIDE_INGRESS : PW_SIDE_EGRESS);
+	if (target && (verdict & PW_BY_RECEIVER)) {
+		/* The sender's part was carried; the receiver's port refused it. */
+		pw_count_from(skb, port->port_id, skb->len, false);
+		return pw_drop(skb, pkt, target->port_id, PW_TO_PORT << 8 | (verdict & 0xff),
+			       verdict >> PW_RULE_SHIFT);
+	}
+	if (verdict)
+		return pw_drop(skb, pkt, port->port_id, PW_FROM_PORT << 8 | (verdict & 0xff),
+			       verdict >> PW_RULE_SHIFT);
+	if (!target)
+		return PW_NEXT;
 	if (target->flags & PW_PF_DOWN) {
 		/* A redirect to the peer would not look at the representor's state. */
 		pw_count_from(skb, port->port_id, skb->len, false);
@@ -177,7 +210,7 @@ int pw_from_port(struct __sk_buff *skb)
 {
 	struct pw_packet pkt = {};
 	__u32 ifindex = skb->ifindex;
-	const struct pw_port *port;
+	struct pw_port *port;
 	int reason, verdict;
 	__u32 octets;
 
@@ -243,7 +276,9 @@ int pw_to_port(struct __sk_buff *skb)
 	struct pw_packet pkt = {};
 	__u32 ifindex = skb->ifindex;
 	__u32 from_ifindex = skb->ingress_ifindex;
-	const struct pw_port *port, *from = NULL;
+	struct pw_port *port, *from = NULL;
+	bool is_ip, unread;
+	__u32 sides;
 
 	port = bpf_map_lookup_elem(&pw_ports, &ifindex);
 	if (!port)
@@ -253,16 +288,17 @@ int pw_to_port(struct __sk_buff *skb)
 	if (from_ifindex && from_ifindex != ifindex)
 		from = bpf_map_lookup_elem(&pw_ports, &from_ifindex);
 	/* An unreadable header is no reason to refuse what the host sends. */
-	if (pw_parse(skb, &pkt))
-		pkt.flags |= PW_P_FRAGMENT;
+	unread = pw_parse(skb, &pkt);
+	if (unread)
+		pkt.flags |= PW_P_FRAGMENT | PW_P_LATER_FRAGMENT;
+	is_ip = pkt.be_proto == bpf_htons(ETH_P_IP) || pkt.be_proto == bpf_htons(ETH_P_IPV6);
 	if (from) {
 		if (!pw_may_reach(from->net_id, port->net_id))
 			return pw_drop(skb, &pkt, port->port_id, PW_TO_PORT << 8 | PW_R_ISOLATION,
 				       from->net_id);
 		if (from->net_id != port->net_id)
 			PW_STEP(skb, PW_S_REACH_OK, from->net_id, port->net_id);
-		if (skb->tc_index != PW_TC_DIRECT && (pkt.be_proto == bpf_htons(ETH_P_IP) ||
-						      pkt.be_proto == bpf_htons(ETH_P_IPV6))) {
+		if (skb->tc_index != PW_TC_DIRECT && is_ip) {
 			/* Translated, as far as we know: its replies must come back to the stack. */
 			struct pw_flow reply = {
 				.saddr = pkt.daddr,
@@ -282,8 +318,17 @@ int pw_to_port(struct __sk_buff *skb)
 			}
 		}
 	}
-	if ((pkt.be_proto == bpf_htons(ETH_P_IP) || pkt.be_proto == bpf_htons(ETH_P_IPV6)) &&
-	    pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
+	sides = !from_ifindex ? 0 : PW_SIDE_INGRESS;
+	if (from)
+		sides |= PW_SIDE_EGRESS;
+	if (is_ip && !(unread && !sides)) {
+		__u32 verdict = pw_judge(skb, &pkt, from ? from : port, sides);
+
+		if (verdict)
+			return pw_drop(skb, &pkt, port->port_id, PW_TO_PORT << 8 | (verdict & 0xff),
+				       verdict >> PW_RULE_SHIFT);
+	}
+	if (is_ip && pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_MTU);
 	if ((port->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
 	    pw_over_limit(skb, port->port_id, PW_TO_PORT))

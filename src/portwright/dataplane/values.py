@@ -55,8 +55,9 @@ def port_value(
     addresses: tuple[str, ...],
     gateways: tuple[str, ...],
     limits: Limits,
+    flows: int = 0,
 ) -> bytes:
-    """The value of pw_ports."""
+    """The value of pw_ports. ``flows``: the count that the data path keeps in it."""
     flags = 0
     if limits.egress_rate:
         flags |= PwPortFlag.PF_LIMIT_FROM
@@ -75,6 +76,7 @@ def port_value(
         link_local=address(link_local(mac_address)),
         gateway4=_first(gateways, 4),
         gateway6=_first(gateways, 6),
+        flows=flows,
     ).pack()
 
 

@@ -272,7 +272,8 @@ class Applier:
             else:
                 maps["pw_limits"].delete(key)
         index = self._ifindex(operation.rep)
-        maps["pw_ports"].update(entries.port_key(index), entries.port_value(operation))
+        key = entries.port_key(index)
+        maps["pw_ports"].update(key, entries.port_value(operation, maps["pw_ports"].lookup(key)))
 
     def _remove_port(self, port_id: str, ifindex: int) -> None:
         """The entry may belong to another port by now: numbers of gone devices come again."""

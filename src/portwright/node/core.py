@@ -22,6 +22,7 @@ from portwright.model.port import NetnsRef, Port
 from portwright.node import nat
 from portwright.node.faults import Faults
 from portwright.node.paths import Paths
+from portwright.node.policies import Policies
 from portwright.node.switch import Switch
 from portwright.store import Store
 
@@ -44,6 +45,7 @@ class Core:
         #: what happened to our side of the host by someone else's hand; the newest last
         self.alarms: deque[str] = deque(maxlen=32)
         self.switches: dict[int, Switch] = {}
+        self.policies = Policies(store, self.switches)
         self.strays = self._find_strays()
         self._own_fd = netns.self_fd()
         self.own_cookie = netns.cookie(self._own_fd)
@@ -198,14 +200,16 @@ class Core:
         return [p for p in self.strays.values() if p.host.cookie == switch.ref.cookie]
 
     def admit(self, switch: Switch, port: Port) -> None:
-        """A port is about to work: the table learns its stray addresses, if it has any."""
+        """A port is about to work: its policy comes into force, and its stray addresses are declared."""
+        self.policies.admit(switch, port)
         known = self.store.get_network(port.network)
         if nat.stray_addresses(port, known):
             self.strays[port.port_id] = port
             self.declare(switch, self._live_networks(switch))
 
     def dismiss(self, switch: Switch | None, port: Port) -> None:
-        """A port is gone: so are its stray addresses."""
+        """A port is gone: so are its stray addresses, and its part in policy."""
+        self.policies.dismiss(port)
         if self.strays.pop(port.port_id, None) is not None and switch is not None and switch.nat_ready:
             self.declare(switch, self._live_networks(switch))
 

@@ -49,7 +49,7 @@ class DropFeed:
             ring.consume(self._publish)
 
     def _publish(self, record: bytes) -> None:
-        drop = parse(record)
+        drop = parse(record, self._core.policies.rule_title)
         if drop is None:
             return
         for queue, lost in self._listeners.items():

@@ -10,7 +10,7 @@ import sys
 
 from portwright.attach import veth
 from portwright.dataplane import values
-from portwright.dataplane.abi import PwDir, PwLimitKey
+from portwright.dataplane.abi import PwDir, PwLimitKey, PwPort
 from portwright.model.port import Port
 from portwright.node.switch import Switch
 from portwright.plan import operations as op
@@ -21,8 +21,10 @@ def port_key(ifindex: int) -> bytes:
     return ifindex.to_bytes(4, sys.byteorder)
 
 
-def port_value(operation: op.PutPort) -> bytes:
-    """The value of pw_ports."""
+def port_value(operation: op.PutPort, held: bytes | None = None) -> bytes:
+    """The value of pw_ports. ``held``: what stands there, which lends the count that the data path keeps."""
+    before = None if held is None else PwPort.unpack(held)
+    same = before is not None and before.port_id == int(operation.port_id, 16)
     return values.port_value(
         port_id=operation.port_id,
         net_id=operation.net_id,
@@ -33,6 +35,7 @@ def port_value(operation: op.PutPort) -> bytes:
         addresses=operation.addresses,
         gateways=operation.gateways,
         limits=operation.limits,
+        flows=before.flows if before is not None and same else 0,
     )
 
 
@@ -83,7 +86,8 @@ class Entries:
     def agree(self, port: Port) -> bool:
         """Whether every value is what the record says; of a limit its rate and burst."""
         entry = veth.entry(port)
-        if self._ports.get(port_key(port.rep_ifindex)) != port_value(entry):
+        held = self._ports.get(port_key(port.rep_ifindex))
+        if held != port_value(entry, held):
             return False
         target = target_value(veth.targets(port), port.rep_ifindex)
         if any(self._targets.get(values.address(a.address)) != target for a in port.addresses):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from portwright.dataplane import values
@@ -10,6 +11,10 @@ from portwright.dataplane.abi import SIZES, PwEvent
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 _ETHERTYPES = {0x0800: "ipv4", 0x0806: "arp", 0x86DD: "ipv6", 0x8100: "802.1q", 0x88A8: "802.1ad"}
+
+
+#: Reasons that policy has beside a rule.
+_POLICYS = frozenset({"policy", "not_ready", "flow_table", "fragment_order"})
 
 
 class Drop(NamedTuple):
@@ -25,8 +30,11 @@ class Drop(NamedTuple):
     lost: int
 
 
-def parse(record: bytes) -> Drop | None:
-    """The drop in a ring record; None if the record is not of this release."""
+def parse(record: bytes, policy_rule: Callable[[int], str] = str) -> Drop | None:
+    """The drop in a ring record; None if the record is not of this release.
+
+    ``policy_rule``: what a rule's number of the policy in force stands for.
+    """
     if len(record) < SIZES["PwEvent"]:
         return None
     event = PwEvent.unpack(record[: SIZES["PwEvent"]])
@@ -37,7 +45,9 @@ def parse(record: bytes) -> Drop | None:
         ifindex=event.ifindex,
         direction="to_port" if event.dir else "from_port",
         reason=reason,
-        rule=rule_of(reason, event.other_net),
+        rule=f"policy: {policy_rule(event.other_net)}"
+        if reason == "policy"
+        else rule_of(reason, event.other_net),
         summary=summary(event),
         lost=event.lost,
     )
@@ -49,6 +59,8 @@ def rule_of(reason: str, other_net: int = 0) -> str:
         return f"isolation: net {other_net} is not in reach" if other_net else "isolation"
     if reason == "limit":
         return "limit"
+    if reason in _POLICYS:
+        return f"policy: {reason}"
     return f"guard: {reason}"
 
 

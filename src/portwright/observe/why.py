@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from portwright.dataplane import values
-from portwright.dataplane.abi import SIZES, PwSlow, PwStep, PwTrace, PwTraceConst
+from portwright.dataplane.abi import SIZES, PwSlow, PwStep, PwTrace, PwTraceConst, PwVerdict
 from portwright.kernel.bpf import Map, Program
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
@@ -140,6 +140,13 @@ def explain(trace: PwTrace, verdict: int) -> Trace:
                 )
             case PwStep.S_REACH_OK:
                 steps.append(Step("isolation", "the networks name each other", f"net {a} -> net {b}"))
+            case PwStep.S_POLICY:
+                sides = zip(("sender", "receiver"), (a, b), strict=True)
+                said = ", ".join(
+                    f"{who}: {'deny' if word & PwVerdict.V_DENY else 'allow'}" for who, word in sides
+                )
+                rules = f"rules {a & PwVerdict.V_RULE} and {b & PwVerdict.V_RULE}"
+                steps.append(Step("policy", f"the policies' verdicts, {said}", rules))
             case PwStep.S_FAST:
                 steps.append(
                     Step("deliver", "straight into the sandbox", f"redirect to the peer of ifindex {a}")

@@ -66,4 +66,7 @@ _V1: Final = (
         PRIMARY KEY (kind, name)) WITHOUT ROWID""",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1,)
+# Policy: the files as they were applied, so that every rule can say where it stands.
+_V2: Final = ("CREATE TABLE manifests (name TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID",)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2)

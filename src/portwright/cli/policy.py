@@ -1,0 +1,130 @@
+"""``portwright policy``: apply, list, delete, matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from portwright.api.policy import PolicyState
+from portwright.cli.main import Settings
+from portwright.cli.options import client_of, json_option
+from portwright.cli.output import print_facts, print_json, print_table
+from portwright.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from portwright.policy.matrix import Cell
+
+#: What a folder's manifests are called.
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+_files_option = click.option(
+    "-f",
+    "--filename",
+    "paths",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="PATH",
+    help="A manifest, or a folder of them (*.yaml, *.yml, *.json).",
+)
+
+
+@click.group(no_args_is_help=True)
+def policy() -> None:
+    """Policies: who may open connections to whom. Manifests as written for clusters."""
+
+
+@policy.command()
+@_files_option
+@click.option("--dry-run", is_flag=True, help="Judge them, say what would be in force, change nothing.")
+@json_option
+@click.pass_obj
+def apply(settings: Settings, /, *, paths: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
+    """Put manifests in force, in the place of earlier files of the same name."""
+    files = [(str(path), _text(path)) for path in _manifests(paths)]
+    with client_of(settings) as client:
+        state = client.policy_apply(files, dry_run=dry_run)
+    _show(state, as_json)
+
+
+@policy.command()
+@_files_option
+@json_option
+def matrix(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Print who may reach whom on which port, and by which rule. Needs no daemon: the manifests say all."""
+    from portwright.policy.manifests.read import read
+    from portwright.policy.matrix import matrix as cells_of
+
+    manifests = read((str(path), _text(path)) for path in _manifests(paths))
+    cells = cells_of(manifests.policy_set, manifests.snapshot)
+    if not cells:
+        why = "no pod with a containerPort; the matrix is of the pods that the manifests describe"
+        raise InvalidInput("filename", " ".join(map(str, paths)), why)
+    if as_json:
+        named = [{"from": c.source, "to": c.target, **_rest(c)} for c in cells]
+        print_json({"cells": named})
+        return
+    print_table(
+        ["FROM", "TO", "PORT", "ALLOWED", "RULE"],
+        [[c.source, c.target, f"{c.protocol}/{c.port}", "yes" if c.allowed else "no", c.rule] for c in cells],
+    )
+
+
+@policy.command(name="list")
+@json_option
+@click.pass_obj
+def list_(settings: Settings, as_json: bool) -> None:
+    """Say what is in force."""
+    with client_of(settings) as client:
+        state = client.policy_list()
+    _show(state, as_json)
+
+
+@policy.command()
+@click.option(
+    "-f", "--filename", "names", multiple=True, required=True, metavar="PATH", help="A file as applied."
+)
+@json_option
+@click.pass_obj
+def delete(settings: Settings, names: tuple[str, ...], as_json: bool) -> None:
+    """Take manifests away. The file itself need not exist any more."""
+    with client_of(settings) as client:
+        state = client.policy_delete([str(Path(name).absolute()) for name in names])
+    _show(state, as_json)
+
+
+def _rest(cell: Cell) -> dict[str, object]:
+    return {"protocol": cell.protocol, "port": cell.port, "allowed": cell.allowed, "rule": cell.rule}
+
+
+def _manifests(paths: tuple[Path, ...]) -> list[Path]:
+    found: dict[Path, None] = {}
+    for path in paths:
+        whole = path.absolute()
+        if path.is_dir():
+            inside = sorted(p for p in whole.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+            if not inside:
+                raise InvalidInput("filename", str(path), f"a folder without {', '.join(_SUFFIXES)} files")
+            found.update(dict.fromkeys(inside))
+        else:
+            found[whole] = None
+    return list(found)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("filename", str(path), f"can't be read as text: {error}") from error
+
+
+def _show(state: PolicyState, as_json: bool) -> None:
+    if as_json:
+        print_json(state)
+        return
+    tables = ", ".join(f"{count:,} {name}" for name, count in state.tables.items())
+    print_facts([("files", list(state.files)), ("policies", list(state.policies)), ("tables", tables)])
+    for warning in state.warnings:
+        click.echo(f"warning: {warning.where}: {warning.text} {warning.fix} [{warning.code}]", err=True)

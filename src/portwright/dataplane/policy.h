@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Policy: who may open a flow to whom (reference/policy.md, 3.3).
+ *
+ * Each generation of policy is four inner maps under one slot, filled before
+ * the slot's number is written to pw_generation: a packet reads that number once,
+ * so all that it is judged by is of one generation. A decision costs the same
+ * however many rules there are: address to class and policy sets (pw_peers,
+ * else pw_nets), service to port class (the set's intervals), and one cell.
+ * What a slot misses is a deny: a generation that is not there lets nothing by.
+ */
+#ifndef PW_POLICY_H
+#define PW_POLICY_H
+
+#include "flow.h"
+
+/* The address that stands for a port where it may send from others too (fe80::/10). */
+PW_INLINE const struct pw_addr *pw_own_addr(const struct pw_port *port, const struct pw_packet *pkt)
+{
+	if (pkt->be_proto == bpf_htons(ETH_P_IP))
+		return pw_addr_zero(&port->addr4) ? &port->addr6 : &port->addr4;
+	return pw_addr_zero(&port->addr6) ? &port->addr4 : &port->addr6;
+}
+
+PW_INLINE bool pw_icmp_error(const struct pw_packet *pkt)
+{
+	if (pkt->proto == IPPROTO_ICMPV6)
+		return pkt->icmp_type < 128;
+	return pkt->proto == IPPROTO_ICMP && pkt->icmp_type != 0 && pkt->icmp_type != 8;
+}
+
+/* Discovery and listener reports on the link: what policy never meant (RFC 4890, 4.4). */
+PW_INLINE bool pw_is_nd(const struct pw_packet *pkt)
+{
+	bool link = pkt->daddr.be[0] == bpf_htonl(0xff020000) ||
+		    (pkt->daddr.be[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+
+	return link && pkt->proto == IPPROTO_ICMPV6 &&
+	       ((pkt->icmp_type >= 130 && pkt->icmp_type <= 137) || pkt->icmp_type == 143);
+}
+
+PW_INLINE bool pw_is_ours(const struct pw_addr *addr)
+{
+	return bpf_map_lookup_elem(&pw_addrs, addr) != NULL;
+}
+
+/* Behind a reason: the receiver's policy decided; and the number of the rule that did. */
+#define PW_BY_RECEIVER 0x100
+#define PW_RULE_SHIFT  9
+
+#define barrier()    asm volatile("" ::: "memory")
+#define keep(x)	     asm volatile("" : "+r"(x))
+#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+
+#define PW_OUTER(kind, member)                            \
+	struct {                                          \
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS); \
+		__uint(max_entries, PW_SLOTS);            \
+		__type(key, __u32);                       \
+		__array(values, struct kind);             \
+	} member SEC(".maps")
+
+struct pw_peers_inner {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PW_MAX_PEERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, sizeof(struct pw_addr));
+	__uint(value_size, sizeof(struct pw_peer));
+};
+
+struct pw_nets_inner {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, PW_MAX_PEERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, sizeof(struct pw_net_key));
+	__uint(value_size, sizeof(__u32));
+};
+
+struct pw_sets_inner {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct pw_set));
+};
+
+struct pw_cells_inner {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PW_MAX_CELLS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, sizeof(struct pw_cell_key));
+	__uint(value_size, sizeof(__u32));
+};
+
+PW_OUTER(pw_peers_inner, pw_peers);
+PW_OUTER(pw_nets_inner, pw_nets);
+PW_OUTER(pw_sets_inner, pw_sets);
+PW_OUTER(pw_cells_inner, pw_cells);
+
+/* One entry: the generation in force, its slot in the low bits; 0: no policy is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} pw_generation SEC(".maps");
+
+/* One number for what a packet is: compile.py cuts the same line into port classes. */
+PW_INLINE __u32 pw_service(const struct pw_packet *pkt, __u16 be_port)
+{
+	__u32 kind;
+
+	switch (pkt->proto) {
+	case IPPROTO_TCP:
+		kind = PW_SV_TCP;
+		break;
+	case IPPROTO_UDP:
+		kind = PW_SV_UDP;
+		break;
+	case IPPROTO_SCTP:
+		kind = PW_SV_SCTP;
+		break;
+	case IPPROTO_ICMP:
+		return PW_SV_ICMP << 16 | pkt->icmp_type << 8 | pkt->icmp_code;
+	case IPPROTO_ICMPV6:
+		return PW_SV_ICMP6 << 16 | pkt->icmp_type << 8 | pkt->icmp_code;
+	default:
+		return PW_SV_OTHER << 16 | pkt->proto;
+	}
+	if (!(pkt->flags & PW_P_PORTS))
+		return PW_SV_PORTLESS << 16 | pkt->proto;
+	return kind << 16 | bpf_ntohs(be_port);
+}
+
+/* False: this generation is not there. An address of nobody has a class and no sets. */
+__noinline int pw_find_peer(__u32 slot, const struct pw_addr *addr, struct pw_peer *out)
+{
+	struct pw_net_key net = { .prefixlen = 128 };
+	struct pw_peer *peer;
+	__u32 *class_id;
+	void *inner = bpf_map_lookup_elem(&pw_peers, &slot);
+
+	if (!inner || !addr || !out)
+		return false;
+	net.addr = *addr;
+	peer = bpf_map_lookup_elem(inner, addr);
+	if (peer) {
+		*out = *peer;
+		return true;
+	}
+	inner = bpf_map_lookup_elem(&pw_nets, &slot);
+	if (!inner)
+		return false;
+	class_id = bpf_map_lookup_elem(inner, &net);
+	*out = (struct pw_peer){ .class_id = class_id ? *class_id : 0 };
+	return true;
+}
+
+/*
+ * The verdict of one policy set on a peer's class and a service. Global, so
+ * that the verifier looks at it once; without branches in its search, so that
+ * it has one way to look at.
+ */
+__noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service)
+{
+	struct pw_cell_key key = { .set_id = set_id, .class_id = class_id };
+	void *inner = bpf_map_lookup_elem(&pw_sets, &slot);
+	struct pw_set *set;
+	__u32 *verdict;
+	__u32 at = 0;
+
+	if (!set_id)
+		return 0;
+	if (!inner)
+		return PW_V_DENY;
+	set = bpf_map_lookup_elem(inner, &set_id);
+	if (!set)
+		return PW_V_DENY;
+		/* The last boundary that is not above the service; the first is 0, unused ones are ~0. */
+#pragma unroll
+	for (__u32 step = PW_SET_STARTS / 2; step; step /= 2) {
+		__u32 next = (at + step) & (PW_SET_STARTS - 1);
+		__s64 past = (__s64)service - set->starts[next];
+
+		keep(past); /* else it becomes a branch, and two ways for the verifier */
+		at += step & ~(past >> 63);
+	}
+	at &= PW_SET_STARTS - 1;
+	key.port_class = set->classes[at];
+	inner = bpf_map_lookup_elem(&pw_cells, &slot);
+	if (!inner)
+		return PW_V_DENY;
+	verdict = bpf_map_lookup_elem(inner, &key);
+	return verdict ? *verdict : set->defaults[at];
+}
+
+/* Both sides' verdicts on a flow from @from to @to: 0, or the reason to drop, with the rule's number. */
+PW_INLINE __u32 pw_decide(__u32 slot, const struct pw_peer *from, const struct pw_peer *to,
+			  __u32 service, __u32 sides, struct pw_conn *conn)
+{
+	conn->egress =
+		sides & PW_SIDE_EGRESS ? pw_cell(slot, from->set_out, to->class_id, service) : 0;
+	conn->ingress =
+		sides & PW_SIDE_INGRESS ? pw_cell(slot, to->set_in, from->class_id, service) : 0;
+	if (conn->egress & PW_V_DENY)
+		return PW_R_POLICY | (conn->egress & PW_V_RULE) << PW_RULE_SHIFT;
+	if (conn->ingress & PW_V_DENY)
+		return PW_R_POLICY | PW_BY_RECEIVER | (conn->ingress & PW_V_RULE) << PW_RULE_SHIFT;
+	return 0;
+}
+
+/* The layer 4 header of the packet that an ICMP error quotes, as a packet of its own. */
+PW_INLINE bool pw_quoted(struct __sk_buff *skb, const struct pw_packet *pkt, struct pw_packet *in)
+{
+	__u32 off = pkt->l4_off + 8;
+	__be16 ports[2];
+
+	if (pkt->be_proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
+			return false;
+		pw_addr_v4(&in->saddr, ip.saddr);
+		pw_addr_v4(&in->daddr, ip.daddr);
+		in->proto = ip.protocol;
+		off += ip.ihl * 4;
+	} else {
+		struct ipv6hdr ip6;
+
+		if (bpf_skb_load_bytes(skb, off, &ip6, sizeof(ip6)))
+			return false;
+		pw_addr_v6(&in->saddr, &ip6.saddr);
+		pw_addr_v6(&in->daddr, &ip6.daddr);
+		in->proto = ip6.nexthdr;
+		off += sizeof(ip6);
+	}
+	if (in->proto == IPPROTO_TCP || in->proto == IPPROTO_UDP || in->proto == IPPROTO_SCTP) {
+		if (bpf_skb_load_bytes(skb, off, ports, sizeof(ports)))
+			return false;
+		in->be_sport = ports[0];
+		in->be_dport = ports[1];
+	}
+	return true;
+}
+
+/*
+ * Is it an ICMP error about a flow that we let through? It goes to the quoted
+ * packet's sender; one that a sandbox sends comes from its receiver, as a
+ * sandbox is no router.
+ */
+__noinline int pw_related(struct __sk_buff *skb, struct pw_packet *pkt, __u32 sides)
+{
+	struct pw_packet in = {};
+	struct pw_flow key = {};
+
+	if (!pkt || (pkt->flags & PW_P_LATER_FRAGMENT) || !pw_quoted(skb, pkt, &in))
+		return 0;
+	if (!pw_addr_equal(&in.saddr, &pkt->daddr))
+		return 0;
+	if ((sides & PW_SIDE_EGRESS) && !pw_addr_equal(&in.daddr, &pkt->saddr))
+		return 0;
+	pw_flow_key(&key, &in);
+	return bpf_map_lookup_elem(&pw_conns, &key) != NULL;
+}
+
+/* A later fragment goes the way of its datagram's first one, which has the ports. */
+__noinline int pw_later_fragment(struct pw_packet *pkt, __u32 generation)
+{
+	struct pw_frag key = {};
+	__u32 *judged;
+
+	if (!pkt || !generation)
+		return 0;
+	pw_frag_key(&key, pkt);
+	judged = bpf_map_lookup_elem(&pw_frags, &key);
+	return judged && *judged == generation ? 0 : PW_R_FRAGMENT_ORDER;
+}
+
+__noinline int pw_first_fragment(struct pw_packet *pkt, __u32 generation)
+{
+	struct pw_frag key = {};
+
+	if (!pkt)
+		return 0;
+	pw_frag_key(&key, pkt);
+	bpf_map_update_elem(&pw_frags, &key, &generation, BPF_ANY);
+	return 0;
+}
+
+/*
+ * The flow of a packet, judged: 0, or the reason to drop. @port: whose flow it
+ * is if it is new; the sender's where the sender's policy binds. @sides: whose
+ * policies bind here, along the packet's way.
+ *
+ * A SYN against the way of the flow's opener is a flow of its own: else what
+ * may answer could also open.
+ */
+__noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct pw_port *port,
+			   __u32 generation, __u32 sides)
+{
+	__u32 slot = generation & (PW_SLOTS - 1);
+	struct pw_conn conn = { .generation = generation, .sides = sides };
+	struct pw_peer source, target;
+	struct pw_conn_value *value;
+	struct pw_flow key = {};
+	bool first, answers = false;
+	__u32 reason = 0;
+	__u8 tcp;
+
+	if (!pkt || !port)
+		return PW_R_NOT_READY;
+	first = pw_flow_key(&key, pkt);
+	value = bpf_map_lookup_elem(&pw_conns, &key);
+	if (value) {
+		tcp = pw_tcp_flags(skb, pkt);
+		answers = first != !!(value->conn.flags & PW_CF_FIRST_OPENED);
+		if (answers && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) == PW_TCP_SYN) {
+			answers = false;
+		} else if (value->conn.generation == generation) {
+			if (!pw_traced(skb))
+				pw_conn_seen(value, pkt->proto, tcp, first);
+			return 0;
+		}
+	}
+	if (generation) {
+		if (!pw_find_peer(slot,
+				  sides & PW_SIDE_EGRESS ? pw_own_addr(port, pkt) : &pkt->saddr,
+				  &source) ||
+		    !pw_find_peer(slot, &pkt->daddr, &target))
+			return PW_R_NOT_READY;
+		/* A port whose address the generation does not know waits for one that does. */
+		if (((sides & PW_SIDE_EGRESS) && !source.owner) ||
+		    ((sides & PW_SIDE_INGRESS) && !target.owner))
+			return PW_R_NOT_READY;
+		/* A port's address that comes from elsewhere is a lie, and would be an identity. */
+		if (sides == PW_SIDE_INGRESS && source.owner && pw_is_ours(&pkt->saddr))
+			return PW_R_SRC_IP;
+		if (answers)
+			reason = pw_decide(slot, &target, &source, pw_service(pkt, pkt->be_sport),
+					   value->conn.sides, &conn);
+		else
+			reason = pw_decide(slot, &source, &target, pw_service(pkt, pkt->be_dport),
+					   sides, &conn);
+		PW_STEP(skb, PW_S_POLICY, conn.egress, conn.ingress);
+	}
+	if (pw_traced(skb))
+		return reason;
+	if (reason) {
+		if (value && (answers || value->conn.generation != generation))
+			pw_conn_close(&key, value);
+		return reason;
+	}
+	if (value) {
+		value->conn.egress = conn.egress;
+		value->conn.ingress = conn.ingress;
+		value->conn.generation = generation;
+		if (!answers) {
+			value->conn.sides = sides;
+			value->conn.flags = first ? PW_CF_FIRST_OPENED : 0;
+		}
+		return 0;
+	}
+	conn.last_ns = bpf_ktime_get_ns();
+	conn.flags = first ? PW_CF_FIRST_OPENED : 0;
+	conn.ifindex = skb->ifindex;
+	barrier(); /* else the two loads become one through a computed pointer, which ctx does not allow */
+	if (sides & PW_SIDE_EGRESS)
+		conn.ifindex = skb->ingress_ifindex;
+	reason = pw_conn_open(&key, &conn, port);
+	return generation ? reason : 0;
+}
+
+#endif

@@ -1,0 +1,67 @@
+"""From a compiled policy's numbers to the bytes of the maps of dataplane/policy.h. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Sequence
+
+from portwright.dataplane import values
+from portwright.dataplane.abi import PwCellKey, PwNetKey, PwPeer, PwPolicyConst, PwSet, PwVerdict
+
+_STARTS = int(PwPolicyConst.SET_STARTS)
+_WORDS = struct.Struct(f"={_STARTS}I")
+_WORD = struct.Struct("=I")
+_UNUSED = 0xFFFFFFFF
+
+
+def verdict_word(*, allow: bool, rule: int, log: bool) -> int:
+    """``enum pw_verdict``: the rule's number with its bits. ValueError for a number that does not fit."""
+    if not 0 <= rule <= PwVerdict.V_RULE:
+        raise ValueError(f"rule number {rule} does not fit in {PwVerdict.V_RULE:#x}")
+    return rule | (0 if allow else PwVerdict.V_DENY) | (PwVerdict.V_LOG if log else 0)
+
+
+def verdict_value(word: int) -> bytes:
+    """The value of pw_cells."""
+    return _WORD.pack(word)
+
+
+def peer_value(*, class_id: int, set_in: int, set_out: int, owner: int) -> bytes:
+    """The value of pw_peers; its key is ``values.address``."""
+    return PwPeer(class_id=class_id, set_in=set_in, set_out=set_out, owner=owner).pack()
+
+
+def net_key(cidr: str) -> bytes:
+    """The key of pw_nets: an IPv4 prefix counts from its place in the mapped address."""
+    net = ipaddress.ip_network(cidr)
+    extra = 128 - net.max_prefixlen
+    raw = values.address(str(net.network_address))
+    return PwNetKey(prefixlen=net.prefixlen + extra, addr=raw).pack()
+
+
+def class_value(class_id: int) -> bytes:
+    """The value of pw_nets."""
+    return _WORD.pack(class_id)
+
+
+def set_value(*, starts: Sequence[int], classes: Sequence[int], defaults: Sequence[int]) -> bytes:
+    """The value of pw_sets. ``defaults`` are verdict words by port class; ``classes`` by interval.
+
+    ValueError for more intervals than an entry holds, or where the first does not begin at 0.
+    """
+    count = len(starts)
+    if not 0 < count <= _STARTS or starts[0] != 0 or len(classes) != count:
+        raise ValueError(f"{count} intervals, of {_STARTS} at most, the first at 0")
+    by_interval = [defaults[place] for place in classes]
+    spare = _STARTS - count
+    return PwSet(
+        starts=_WORDS.pack(*starts, *([_UNUSED] * spare)),
+        defaults=_WORDS.pack(*by_interval, *([0] * spare)),
+        classes=bytes(classes) + bytes(spare),
+    ).pack()
+
+
+def cell_key(set_id: int, class_id: int, port_class: int) -> bytes:
+    """The key of pw_cells."""
+    return PwCellKey(set_id=set_id, class_id=class_id, port_class=port_class).pack()

@@ -1,0 +1,123 @@
+"""Generations of policy in one data path: filled beside the one in force, then put in force in one write.
+
+A packet reads the number of the generation once and is judged by that one's tables alone. The tables
+of the one before go only when no packet can be on its way with its number: an update of a map of maps
+returns after a grace period (kernel/bpf/syscall.c, maybe_wait_bpf_programs), so one such update is made
+between the switch and the removal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+
+from portwright.dataplane import tables, values
+from portwright.dataplane.abi import PwPolicyConst
+from portwright.kernel.bpf import Map
+from portwright.kernel.bpf.enums import MapType
+from portwright.kernel.bpf.spec import MapSpec
+from portwright.policy.tables import Compiled, SetTable, Verdict
+
+_SLOTS = int(PwPolicyConst.SLOTS)
+_U32 = struct.Struct("=I")
+_NO_PREALLOC, _INNER_MAP = 0x1, 0x1000
+_SPECS = {
+    "pw_peers": MapSpec("pw_peers_g", MapType.HASH, 16, 16, PwPolicyConst.MAX_PEERS, _NO_PREALLOC),
+    "pw_nets": MapSpec("pw_nets_g", MapType.LPM_TRIE, 20, 4, PwPolicyConst.MAX_PEERS, _NO_PREALLOC),
+    "pw_sets": MapSpec("pw_sets_g", MapType.ARRAY, 4, 2304, 1, _INNER_MAP),
+    "pw_cells": MapSpec("pw_cells_g", MapType.HASH, 12, 4, PwPolicyConst.MAX_CELLS, _NO_PREALLOC),
+}
+
+Entries = dict[str, list[tuple[bytes, bytes]]]
+
+
+def entries_of(compiled: Compiled) -> Entries:
+    """The exact entries of the four tables."""
+    return {
+        "pw_peers": [
+            (
+                values.address(address),
+                tables.peer_value(
+                    class_id=entry.class_id, set_in=entry.set_in, set_out=entry.set_out, owner=entry.owner
+                ),
+            )
+            for address, entry in compiled.addresses.items()
+        ],
+        "pw_nets": [
+            (tables.net_key(cidr), tables.class_value(class_id))
+            for cidr, class_id in compiled.prefixes.items()
+        ],
+        "pw_sets": [(_U32.pack(set_id), _set_value(table)) for set_id, table in compiled.sets.items()],
+        "pw_cells": [
+            (tables.cell_key(*key), tables.verdict_value(_word(verdict))) for key, verdict in compiled.cells()
+        ],
+    }
+
+
+def _word(verdict: Verdict) -> int:
+    return tables.verdict_word(allow=verdict.allow, rule=verdict.rule, log=verdict.log)
+
+
+def _set_value(table: SetTable) -> bytes:
+    return tables.set_value(
+        starts=table.starts,
+        classes=table.port_classes,
+        defaults=[_word(verdict) for verdict in table.defaults],
+    )
+
+
+def in_force(maps: Mapping[str, Map]) -> int:
+    """The generation that packets are judged by; 0: none, everything passes the policy."""
+    raw = maps["pw_generation"].lookup(bytes(4))
+    return 0 if raw is None else int(_U32.unpack(raw)[0])
+
+
+def install(maps: Mapping[str, Map], entries: Entries) -> int:
+    """Puts these tables in force for every packet from one moment on; returns the generation's number.
+
+    Raises KernelFailed (no memory, a table full); then the generation before is in force, untouched.
+    """
+    now = in_force(maps)
+    number = now + 1
+    if number % _SLOTS == 0 and number > 0xFFFFFF00:
+        number = 1
+    slot = _U32.pack(number % _SLOTS)
+    for name, spec in _SPECS.items():
+        with _inner(spec, entries[name]) as inner:
+            maps[name].update(slot, _U32.pack(inner.fd))
+    maps["pw_generation"].update(bytes(4), _U32.pack(number))
+    _sweep(maps, number)
+    return number
+
+
+def withdraw(maps: Mapping[str, Map]) -> None:
+    """No policy is in force any more: every packet passes it, and no flow is remembered."""
+    maps["pw_generation"].update(bytes(4), bytes(4))
+    _sweep(maps, None)
+    conns = maps["pw_conns"]
+    conns.delete_batch(list(conns.keys()))
+
+
+def _sweep(maps: Mapping[str, Map], number: int | None) -> None:
+    """Removes every slot but that of generation ``number``, a grace period after the switch."""
+    kept = None if number is None else number % _SLOTS
+    with _inner(_SPECS["pw_nets"], ()) as inner:  # waits for the packets that are under way
+        spare = _U32.pack(((kept or 0) + 1) % _SLOTS)
+        maps["pw_nets"].update(spare, _U32.pack(inner.fd))
+    for name in _SPECS:
+        for slot in range(_SLOTS):
+            if slot != kept:
+                maps[name].delete(_U32.pack(slot))
+
+
+@contextlib.contextmanager
+def _inner(spec: MapSpec, filling: Iterable[tuple[bytes, bytes]]) -> Iterator[Map]:
+    """A new inner map with these entries; ours until the outer map has it too."""
+    pairs = list(filling)
+    if spec.type is MapType.ARRAY:
+        size = 1 + max((int(_U32.unpack(key)[0]) for key, _ in pairs), default=0)
+        spec = spec.__class__(spec.name, spec.type, spec.key_size, spec.value_size, size, spec.flags)
+    with contextlib.closing(Map.create(spec)) as made:
+        made.update_batch(pairs)
+        yield made

@@ -1,0 +1,21 @@
+"""The manifests of policy, as they were applied: text by file name."""
+
+from __future__ import annotations
+
+from portwright.store.owned import OwnedTable
+
+
+class PolicyTable(OwnedTable):
+    """Manifest files. What they mean is the policy layer's business."""
+
+    def manifests(self) -> list[tuple[str, str]]:
+        """(name, text) of every file, by name."""
+        rows = self._rows("SELECT name, text FROM manifests ORDER BY name")
+        return [(str(name), str(text)) for name, text in rows]
+
+    def set_manifests(self, files: list[tuple[str, str]]) -> None:
+        """Makes these all that there is, durably."""
+        with self._write():
+            self._run("DELETE FROM manifests")
+            for name, text in files:
+                self._run("INSERT INTO manifests(name, text) VALUES (?, ?)", (name, text))
