@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
  * Connections: who opened them, so that replies pass and a decision is made
- * once. They are kept while no policy is in force too, so that one which comes
- * knows the openers of what is open.
+ * once. While no policy is in force only TCP's are kept, by their SYN, FIN and
+ * RST, so that a policy which comes knows the openers of what is open; what
+ * else is open it judges as it comes.
  *
  * One entry a connection, found by either direction with one look-up: the key
  * has the lower (address, port) first. An entry ends by its own timer, in the
@@ -42,7 +43,7 @@ PW_INLINE __u64 pw_idle_limit(const struct pw_conn *conn, __u8 proto)
 	if (proto == IPPROTO_TCP) {
 		if (conn->flags & PW_CF_RESET || (conn->flags & PW_CF_FINS) == PW_CF_FINS)
 			return 10 * PW_SEC;
-		return conn->flags & PW_CF_REPLIED ? 6 * 3600 * PW_SEC : 60 * PW_SEC;
+		return conn->flags & PW_CF_REPLIED ? 24 * 3600 * PW_SEC : 60 * PW_SEC;
 	}
 	if (proto == IPPROTO_SCTP)
 		return conn->flags & PW_CF_REPLIED ? 3600 * PW_SEC : 60 * PW_SEC;
@@ -100,21 +101,12 @@ PW_INLINE bool pw_flow_key(struct pw_flow *key, const struct pw_packet *pkt)
 	return first;
 }
 
-PW_INLINE __u8 pw_tcp_flags(struct __sk_buff *skb, const struct pw_packet *pkt)
-{
-	__u8 flags = 0;
-
-	if (pkt->proto == IPPROTO_TCP)
-		bpf_skb_load_bytes(skb, pkt->l4_off + 13, &flags, 1);
-	return flags;
-}
-
 /* A packet of a known flow: what it tells about the flow's age and end. */
 PW_INLINE void pw_conn_seen(struct pw_conn_value *value, __u8 proto, __u8 flags, bool first)
 {
 	struct pw_conn *conn = &value->conn;
 	__u8 old = conn->flags, now = old;
-	__u64 at = bpf_ktime_get_ns();
+	__u64 at = bpf_ktime_get_coarse_ns();
 
 	if (first != !!(old & PW_CF_FIRST_OPENED))
 		now |= PW_CF_REPLIED;

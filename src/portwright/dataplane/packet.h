@@ -49,7 +49,9 @@ struct pw_packet {
 	__u8 ttl;
 	__u8 flags; /* enum pw_packet_flag */
 	__u8 icmp_code;
-	__u8 pad[1];
+	__u8 tcp_flags; /* 0 where the packet holds too little of the header */
+	__u8 tcp_len; /* of its header, in bytes; likewise */
+	__u8 pad[3];
 };
 
 PW_INLINE void pw_addr_v4(struct pw_addr *addr, __be32 v4)
@@ -96,11 +98,19 @@ PW_INLINE void pw_mac_copy(__u8 *to, const __u8 *from)
 		to[i] = from[i];
 }
 
-/* Ports, or the ICMP type, of a packet that carries its layer 4 header. */
+/* Of TCP's header up to its flags (RFC 9293, 3.1); the others' ports stand in the same place. */
+struct pw_tcp_head {
+	__be16 ports[2];
+	__u32 seq[2];
+	__u8 offset; /* words of 32 bits, in the high half */
+	__u8 flags;
+} __attribute__((packed));
+
+/* Ports and TCP's flags, or the ICMP type, of a packet that carries its layer 4 header. */
 PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 {
 	__u32 end = ETH_HLEN + pkt->l3_len;
-	__be16 ports[2];
+	struct pw_tcp_head head;
 
 	switch (pkt->proto) {
 	case IPPROTO_TCP:
@@ -108,11 +118,16 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 	case IPPROTO_SCTP:
 	case IPPROTO_UDPLITE:
 		/* What lies behind the packet's end is padding, and no header. */
-		if (pkt->l4_off + sizeof(ports) > end ||
-		    bpf_skb_load_bytes(skb, pkt->l4_off, ports, sizeof(ports)))
+		if (pkt->proto == IPPROTO_TCP && pkt->l4_off + sizeof(head) <= end &&
+		    !bpf_skb_load_bytes(skb, pkt->l4_off, &head, sizeof(head))) {
+			pkt->tcp_flags = head.flags;
+			pkt->tcp_len = (head.offset >> 4) * 4;
+		} else if (pkt->l4_off + sizeof(head.ports) > end ||
+			   bpf_skb_load_bytes(skb, pkt->l4_off, head.ports, sizeof(head.ports))) {
 			return PW_R_TRUNCATED;
-		pkt->be_sport = ports[0];
-		pkt->be_dport = ports[1];
+		}
+		pkt->be_sport = head.ports[0];
+		pkt->be_dport = head.ports[1];
 		pkt->flags |= PW_P_PORTS;
 		return 0;
 	case IPPROTO_ICMP:
@@ -319,10 +334,7 @@ PW_INLINE __u32 pw_wire_l3(struct __sk_buff *skb, const struct pw_packet *pkt)
 	if (!skb->gso_size)
 		return skb->len - ETH_HLEN;
 	if (pkt->proto == IPPROTO_TCP) {
-		__u8 doff = 0x50;
-
-		bpf_skb_load_bytes(skb, pkt->l4_off + 12, &doff, 1);
-		l4_len = (doff >> 4) * 4;
+		l4_len = pkt->tcp_len ? pkt->tcp_len : 20;
 	} else if (pkt->proto == IPPROTO_SCTP) {
 		/* gso_size is GSO_BY_FRAGS: chunks were built to the sender's MTU */
 		return 0;

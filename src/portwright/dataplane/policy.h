@@ -304,15 +304,14 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	struct pw_conn_value *value;
 	struct pw_flow key = {};
 	bool first, answers = false;
+	__u8 tcp = pkt ? pkt->tcp_flags : 0;
 	__u32 reason = 0;
-	__u8 tcp;
 
 	if (!pkt || !port)
 		return PW_R_NOT_READY;
 	first = pw_flow_key(&key, pkt);
 	value = bpf_map_lookup_elem(&pw_conns, &key);
 	if (value) {
-		tcp = pw_tcp_flags(skb, pkt);
 		answers = first != !!(value->conn.flags & PW_CF_FIRST_OPENED);
 		if (answers && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) == PW_TCP_SYN) {
 			answers = false;
@@ -366,6 +365,8 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	barrier(); /* else the two loads become one through a computed pointer, which ctx does not allow */
 	if (sides & PW_SIDE_EGRESS)
 		conn.ifindex = skb->ingress_ifindex;
+	if (!generation && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) != PW_TCP_SYN)
+		return 0; /* of a flow that nobody saw opened */
 	reason = pw_conn_open(&key, &conn, port);
 	return generation ? reason : 0;
 }

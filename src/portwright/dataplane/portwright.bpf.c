@@ -85,35 +85,46 @@ PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_packet *pk
 	return PW_SLOW_NONE;
 }
 
-/* What the host's stack does to a packet that it forwards: TTL and MACs. */
+/* Ethernet, and IPv4's header to its checksum. */
+struct pw_rewrite {
+	__u8 macs[2 * ETH_ALEN];
+	__be16 proto;
+	__u16 ip[6];
+} __attribute__((packed));
+
+/*
+ * What the host's stack does to a packet that it forwards: TTL and MACs. By
+ * the helper only: a write through skb->data would have every packet looked at
+ * for being a clone, in the program's prologue, and not only this one.
+ */
 PW_INLINE int pw_forward(struct __sk_buff *skb, const struct pw_packet *pkt,
 			 const struct pw_target *target)
 {
-	__u8 macs[2 * ETH_ALEN];
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u8 hop_limit = pkt->ttl - 1;
 	__u32 ifindex = target->ifindex;
+	__u32 len = sizeof(struct pw_rewrite);
+	struct pw_rewrite head;
+	__u32 check;
 
-	pw_mac_copy(macs, target->mac);
-	pw_mac_copy(macs + ETH_ALEN, target->gateway_mac);
-	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+	if (data + sizeof(head) > end)
 		return TC_ACT_SHOT;
+	__builtin_memcpy(&head, data, sizeof(head));
+	pw_mac_copy(head.macs, target->mac);
+	pw_mac_copy(head.macs + ETH_ALEN, target->gateway_mac);
 	if (pkt->be_proto == bpf_htons(ETH_P_IP)) {
-		void *data = (void *)(long)skb->data;
-		void *end = (void *)(long)skb->data_end;
-		struct iphdr *ip = data + ETH_HLEN;
-		__u32 check;
-
-		if ((void *)(ip + 1) > end)
-			return TC_ACT_SHOT;
 		/* ip_decrease_ttl(): the checksum moves with it (RFC 1624) */
-		check = ip->check + bpf_htons(0x0100);
-		ip->check = check + (check >= 0xffff);
-		ip->ttl--;
+		check = head.ip[5] + bpf_htons(0x0100);
+		head.ip[4] -= bpf_htons(0x0100);
+		head.ip[5] = check + (check >= 0xffff);
 	} else {
-		__u8 hop_limit = pkt->ttl - 1;
-
+		len = sizeof(head.macs);
 		bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &hop_limit,
 				    1, BPF_F_RECOMPUTE_CSUM);
 	}
+	if (bpf_skb_store_bytes(skb, 0, &head, len, 0))
+		return TC_ACT_SHOT;
 	return bpf_redirect_peer(ifindex, 0);
 }
 
@@ -131,11 +142,13 @@ PW_INLINE __u32 pw_judge(struct __sk_buff *skb, struct pw_packet *pkt, struct pw
 		return PW_R_NOT_READY;
 	/* Read once: all of the verdict is of one generation. */
 	generation = READ_ONCE(*in_force);
+	if (!generation && !(pkt->tcp_flags & (PW_TCP_SYN | PW_TCP_FIN | PW_TCP_RST)))
+		return 0;
 	if (pw_is_nd(pkt))
 		return 0;
 	if (pkt->flags & PW_P_LATER_FRAGMENT)
 		return pw_later_fragment(pkt, generation);
-	if (pw_icmp_error(pkt) && (!generation || pw_related(skb, pkt, sides)))
+	if (pw_icmp_error(pkt) && pw_related(skb, pkt, sides))
 		return 0;
 	reason = pw_policy(skb, pkt, port, generation, sides);
 	if (!reason && generation && (pkt->flags & PW_P_FRAGMENT))
