@@ -97,10 +97,13 @@ PW_OUTER(pw_nets_inner, pw_nets);
 PW_OUTER(pw_sets_inner, pw_sets);
 PW_OUTER(pw_cells_inner, pw_cells);
 
-/* One entry: the generation in force, its slot in the low bits; 0: no policy is. */
+/*
+ * 0: the generation in force, its slot in the low bits; 0 if no policy is.
+ * 1: the last that was given out: none comes twice, as flows remember theirs.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u32);
 } pw_generation SEC(".maps");

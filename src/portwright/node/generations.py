@@ -1,9 +1,9 @@
 """Generations of policy in one data path: filled beside the one in force, then put in force in one write.
 
-A packet reads the number of the generation once and is judged by that one's tables alone. The tables
-of the one before go only when no packet can be on its way with its number: an update of a map of maps
-returns after a grace period (kernel/bpf/syscall.c, maybe_wait_bpf_programs), so one such update is made
-between the switch and the removal.
+A packet reads the number of the generation once and is judged by that one's tables alone. So a generation's
+tables may go only when no packet can be on its way with its number. They go with the install after the next:
+each update of a map of maps returns after a grace period (maybe_wait_bpf_programs, kernel/bpf/syscall.c), so
+once the next generation's tables are entered, the packets of the one before the present are through.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from portwright.policy.tables import Compiled, SetTable, Verdict
 
 _SLOTS = int(PwPolicyConst.SLOTS)
 _U32 = struct.Struct("=I")
+#: Keys of pw_generation: the number in force, and the last one that was given out.
+_IN_FORCE, _LAST = _U32.pack(0), _U32.pack(1)
 _NO_PREALLOC, _INNER_MAP = 0x1, 0x1000
 _SPECS = {
     "pw_peers": MapSpec("pw_peers_g", MapType.HASH, 16, 16, PwPolicyConst.MAX_PEERS, _NO_PREALLOC),
@@ -69,7 +71,7 @@ def _set_value(table: SetTable) -> bytes:
 
 def in_force(maps: Mapping[str, Map]) -> int:
     """The generation that packets are judged by; 0: none, everything passes the policy."""
-    raw = maps["pw_generation"].lookup(bytes(4))
+    raw = maps["pw_generation"].lookup(_IN_FORCE)
     return 0 if raw is None else int(_U32.unpack(raw)[0])
 
 
@@ -79,35 +81,38 @@ def install(maps: Mapping[str, Map], entries: Entries) -> int:
     Raises KernelFailed (no memory, a table full); then the generation before is in force, untouched.
     """
     now = in_force(maps)
-    number = now + 1
-    if number % _SLOTS == 0 and number > 0xFFFFFF00:
-        number = 1
-    slot = _U32.pack(number % _SLOTS)
+    number = _next(maps)
+    slot = number % _SLOTS
     for name, spec in _SPECS.items():
         with _inner(spec, entries[name]) as inner:
-            maps[name].update(slot, _U32.pack(inner.fd))
-    maps["pw_generation"].update(bytes(4), _U32.pack(number))
-    _sweep(maps, number)
+            maps[name].update(_U32.pack(slot), _U32.pack(inner.fd))
+    _sweep(maps, {now % _SLOTS, slot} if now else {slot})
+    maps["pw_generation"].update(_IN_FORCE, _U32.pack(number))
     return number
 
 
 def withdraw(maps: Mapping[str, Map]) -> None:
-    """No policy is in force any more: every packet passes it, and no flow is remembered."""
-    maps["pw_generation"].update(bytes(4), bytes(4))
-    _sweep(maps, None)
-    conns = maps["pw_conns"]
-    conns.delete_batch(list(conns.keys()))
-
-
-def _sweep(maps: Mapping[str, Map], number: int | None) -> None:
-    """Removes every slot but that of generation ``number``, a grace period after the switch."""
-    kept = None if number is None else number % _SLOTS
+    """No policy is in force any more: every packet passes it. Flows keep the number that judged them."""
+    was = in_force(maps)
+    maps["pw_generation"].update(_IN_FORCE, _U32.pack(0))
     with _inner(_SPECS["pw_nets"], ()) as inner:  # waits for the packets that are under way
-        spare = _U32.pack(((kept or 0) + 1) % _SLOTS)
-        maps["pw_nets"].update(spare, _U32.pack(inner.fd))
+        maps["pw_nets"].update(_U32.pack((was + 1) % _SLOTS), _U32.pack(inner.fd))
+    _sweep(maps, set())
+
+
+def _next(maps: Mapping[str, Map]) -> int:
+    """A number that no flow can have, as none was ever in force with it; on record before it is used."""
+    raw = maps["pw_generation"].lookup(_LAST)
+    number = (0 if raw is None else int(_U32.unpack(raw)[0])) + 1
+    maps["pw_generation"].update(_LAST, _U32.pack(number))
+    return number
+
+
+def _sweep(maps: Mapping[str, Map], kept: set[int]) -> None:
+    """Removes the tables of every slot but these."""
     for name in _SPECS:
-        for slot in range(_SLOTS):
-            if slot != kept:
+        for slot in set(range(_SLOTS)) - kept:
+            if maps[name].lookup(_U32.pack(slot)) is not None:
                 maps[name].delete(_U32.pack(slot))
 
 
