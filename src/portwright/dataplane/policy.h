@@ -41,7 +41,9 @@ PW_INLINE bool pw_is_nd(const struct pw_packet *pkt)
 
 PW_INLINE bool pw_is_ours(const struct pw_addr *addr)
 {
-	return bpf_map_lookup_elem(&pw_addrs, addr) != NULL;
+	struct pw_addr key = *addr; /* before 6.5 a key may not be a global function's argument */
+
+	return bpf_map_lookup_elem(&pw_addrs, &key) != NULL;
 }
 
 /* Behind a reason: the receiver's policy decided; and the number of the rule that did. */
@@ -146,7 +148,7 @@ __noinline int pw_find_peer(__u32 slot, const struct pw_addr *addr, struct pw_pe
 	if (!inner || !addr || !out)
 		return false;
 	net.addr = *addr;
-	peer = bpf_map_lookup_elem(inner, addr);
+	peer = bpf_map_lookup_elem(inner, &net.addr);
 	if (peer) {
 		*out = *peer;
 		return true;
