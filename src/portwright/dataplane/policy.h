@@ -184,12 +184,16 @@ __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service
 		/* The last boundary that is not above the service; the first is 0, unused ones are ~0. */
 #pragma unroll
 	for (__u32 step = PW_SET_STARTS / 2; step; step /= 2) {
-		__u32 next = (at + step) & (PW_SET_STARTS - 1);
-		__s64 past = (__s64)service - set->starts[next];
+		__u32 next = at + step;
+		__s64 past;
 
+		keep(next); /* else the compiler, which knows the bound, leaves it out */
+		next &= PW_SET_STARTS - 1;
+		past = (__s64)service - set->starts[next];
 		keep(past); /* else it becomes a branch, and two ways for the verifier */
 		at += step & ~(past >> 63);
 	}
+	keep(at);
 	at &= PW_SET_STARTS - 1;
 	key.port_class = set->classes[at];
 	inner = bpf_map_lookup_elem(&pw_cells, &slot);
