@@ -162,9 +162,10 @@ __noinline int pw_find_peer(__u32 slot, const struct pw_addr *addr, struct pw_pe
 }
 
 /*
- * The verdict of one policy set on a peer's class and a service. Global, so
- * that the verifier looks at it once; without branches in its search, so that
- * it has one way to look at.
+ * The verdict of one policy set on a peer's class and a service, whose interval
+ * is the last that does not begin above it (the first begins at 0, unused ones
+ * at ~0). Global, so that the verifier looks at it once; without branches in
+ * its search, so that it has one way to look at.
  */
 __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service)
 {
@@ -181,7 +182,6 @@ __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service
 	set = bpf_map_lookup_elem(inner, &set_id);
 	if (!set)
 		return PW_V_DENY;
-		/* The last boundary that is not above the service; the first is 0, unused ones are ~0. */
 #pragma unroll
 	for (__u32 step = PW_SET_STARTS / 2; step; step /= 2) {
 		__u32 next = at + step;
