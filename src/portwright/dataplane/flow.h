@@ -28,6 +28,7 @@ struct pw_conn_value {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, PW_MAX_FLOWS);
+	__uint(map_flags, BPF_F_NO_PREALLOC); /* else 40 MB, whether or not there are flows */
 	__type(key, struct pw_flow);
 	__type(value, struct pw_conn_value);
 } pw_conns SEC(".maps");
