@@ -57,7 +57,8 @@ def atomicity(runner: Runner) -> Iterator[Line]:
     report = run_tests(runner, "atomic", ["tests/netns/test_policy_atomic.py"])
     yield Line(report.ok, "updates under traffic, no packet with a mixed verdict", str(report))
     yield Line(False, "1,000 port starts, no packet before its policy", _ABSENT)
-    yield Line(False, "SIGKILL at every step of apply: old or new", _ABSENT)
+    report = run_tests(runner, "kill-policy", ["tests/faults/test_kill_policy.py"])
+    yield Line(report.ok, "SIGKILL at every step of apply: old or new, never a third", str(report))
 
 
 def reasons(runner: Runner) -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""What the data path remembers of connections: whose they are, when they end, what happens when it is full."""
+"""What the data path remembers of connections: whose they are, when they end, and what if it is full."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Core:
         #: what happened to our side of the host by someone else's hand; the newest last
         self.alarms: deque[str] = deque(maxlen=32)
         self.switches: dict[int, Switch] = {}
-        self.policies = Policies(store, self.switches)
+        self.policies = Policies(store, self.switches, faults)
         self.strays = self._find_strays()
         self._own_fd = netns.self_fd()
         self.own_cookie = netns.cookie(self._own_fd)

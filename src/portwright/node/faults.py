@@ -18,6 +18,11 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
                                        runs them
     close:table, close:sysctl, close:pins
                                        the last port is gone: the table, the sysctls, some pins are removed
+    policy:compiled, policy:recorded, policy:installed
+                                       a change of policy is judged; on record; in force
+    policy:<table>, policy:swept, policy:withdrawn
+                                       in a data path the next generation has this table; all of them; there
+                                       is none any more
     recover-...                        any of these while a start finishes what an earlier run left
 
 With a fault set operations are applied one at a time, so that every state in between is reached. Unset,

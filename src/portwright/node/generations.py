@@ -17,6 +17,7 @@ from portwright.dataplane.abi import PwPolicyConst
 from portwright.kernel.bpf import Map
 from portwright.kernel.bpf.enums import MapType
 from portwright.kernel.bpf.spec import MapSpec
+from portwright.node.faults import Faults
 from portwright.policy.tables import Compiled, SetTable, Verdict
 
 _SLOTS = int(PwPolicyConst.SLOTS)
@@ -30,6 +31,8 @@ _SPECS = {
     "pw_sets": MapSpec("pw_sets_g", MapType.ARRAY, 4, 2304, 1, _INNER_MAP),
     "pw_cells": MapSpec("pw_cells_g", MapType.HASH, 12, 4, PwPolicyConst.MAX_CELLS, _NO_PREALLOC),
 }
+
+_NO_FAULTS = Faults()
 
 Entries = dict[str, list[tuple[bytes, bytes]]]
 
@@ -75,7 +78,7 @@ def in_force(maps: Mapping[str, Map]) -> int:
     return 0 if raw is None else int(_U32.unpack(raw)[0])
 
 
-def install(maps: Mapping[str, Map], entries: Entries) -> int:
+def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAULTS) -> int:
     """Puts these tables in force for every packet from one moment on; returns the generation's number.
 
     Raises KernelFailed (no memory, a table full); then the generation before is in force, untouched.
@@ -86,15 +89,18 @@ def install(maps: Mapping[str, Map], entries: Entries) -> int:
     for name, spec in _SPECS.items():
         with _inner(spec, entries[name]) as inner:
             maps[name].update(_U32.pack(slot), _U32.pack(inner.fd))
+        faults.at(f"policy:{name}")
     _sweep(maps, {now % _SLOTS, slot} if now else {slot})
+    faults.at("policy:swept")
     maps["pw_generation"].update(_IN_FORCE, _U32.pack(number))
     return number
 
 
-def withdraw(maps: Mapping[str, Map]) -> None:
+def withdraw(maps: Mapping[str, Map], faults: Faults = _NO_FAULTS) -> None:
     """No policy is in force any more: every packet passes it. Flows keep the number that judged them."""
     was = in_force(maps)
     maps["pw_generation"].update(_IN_FORCE, _U32.pack(0))
+    faults.at("policy:withdrawn")
     with _inner(_SPECS["pw_nets"], ()) as inner:  # waits for the packets that are under way
         maps["pw_nets"].update(_U32.pack((was + 1) % _SLOTS), _U32.pack(inner.fd))
     _sweep(maps, set())

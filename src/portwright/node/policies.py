@@ -17,6 +17,7 @@ from portwright.kernel.bpf import Map
 from portwright.model.errors import InvalidInput, NotFound
 from portwright.model.port import Port, PortState
 from portwright.node import generations
+from portwright.node.faults import Faults
 from portwright.policy.compile import compile_policies, recompile
 from portwright.policy.explain import explain
 from portwright.policy.lint import Lint
@@ -65,9 +66,10 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 class Policies:
     """One for the node. Not for two threads."""
 
-    def __init__(self, store: Record, switches: Mapping[int, DataPath]) -> None:
+    def __init__(self, store: Record, switches: Mapping[int, DataPath], faults: Faults) -> None:
         """Reads the manifests on record; nothing is put in force yet."""
         self._store = store
+        self._faults = faults
         self._switches = switches
         self._manifests = read(store.manifests())
         self.compiled: Compiled | None = None
@@ -112,16 +114,21 @@ class Policies:
         _refuse_what_is_not_enforced(manifests)
         compiled = self._compile(manifests, self._snapshot(manifests))
         if not dry_run:
+            self._faults.at("policy:compiled")
             self._store.set_manifests(sorted(wanted.items()))
+            self._faults.at("policy:recorded")
             self._manifests = manifests
             self._install(compiled)
+            self._faults.at("policy:installed")
         return _applied(wanted, manifests, compiled)
 
     # -- the data paths --------------------------------------------------------------------------
 
     def restore(self) -> None:
         """Puts the record in force in every data path there is: at the start of the daemon."""
+        self._faults.stage, before = "recover-", self._faults.stage
         self._sync()
+        self._faults.stage = before
 
     def admit(self, switch: DataPath, port: Port) -> None:
         """Returns once the port's policy is in force; its data path may be a new one."""
@@ -150,12 +157,12 @@ class Policies:
         if self._active:
             entries = generations.entries_of(compiled)
             for switch in list(self._switches.values()):
-                generations.install(switch.maps, entries)
+                generations.install(switch.maps, entries, self._faults)
             self.compiled = compiled
         else:
             for switch in list(self._switches.values()):
                 if generations.in_force(switch.maps):
-                    generations.withdraw(switch.maps)
+                    generations.withdraw(switch.maps, self._faults)
             self.compiled = None
 
     # -- the world -------------------------------------------------------------------------------
