@@ -11,18 +11,19 @@ import contextlib
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from portwright.dataplane import values
-from portwright.dataplane.abi import PwReason, PwStep, PwTrace, PwTraceConst
+from portwright.dataplane.abi import PwPolicyConst, PwReason, PwStep, PwTrace, PwTraceConst
 from portwright.kernel import bpf
 from portwright.model.errors import InvalidInput
 from portwright.node import generations
 from portwright.node.switch import OBJECT
 from portwright.policy.compile import compile_policies
-from portwright.policy.rules import ICMP, ICMP6, SCTP, TCP, UDP, EndpointKind, Flow, Snapshot
+from portwright.policy.rules import ICMP, ICMP6, SCTP, TCP, UDP, EndpointKind, Flow, PolicySet, Snapshot
 from portwright.policy.tables import Compiled
 from tests.dataplane import frames
 from tests.dataplane.model import IP4, IP6, ModelPort, Topology
@@ -51,10 +52,20 @@ class Asked:
         self._rig, self._near, self._far = rig, near, far
         self._port: tuple[str, ...] = ()
 
+    def install(self, compiled: Compiled) -> int:
+        """Put tables in force; their generation."""
+        return generations.install(self._rig.maps, generations.entries_of(compiled))
+
+    def give_out(self, last: int) -> None:
+        """Say that this number was the last to be given out."""
+        self._rig.maps["pw_generation"].update(
+            (1).to_bytes(4, sys.byteorder), last.to_bytes(4, sys.byteorder)
+        )
+
     def load(self, snapshot: Snapshot, compiled: Compiled) -> None:
         """Put a state in force: every pod's addresses lead to the far device."""
         maps = self._rig.maps
-        generations.install(maps, generations.entries_of(compiled))
+        self.install(compiled)
         for key in list(maps["pw_addrs"].keys()):
             maps["pw_addrs"].delete(key)
         self._own = {
@@ -170,6 +181,15 @@ def _judged(asked: Asked, state: State) -> tuple[int, int, int]:
         given += 1
         assert found == row.allowed, f"{state.title}: {flow} is {'allowed' if found else 'denied'}"
     return given, unseen, 0
+
+
+def test_installs_that_failed_never_reach_the_slot_in_force(asked: Asked) -> None:
+    """However many numbers were given out in vain, the next tables are not written over those in force."""
+    nothing = compile_policies(PolicySet(), Snapshot())
+    for lost in range(2 * PwPolicyConst.SLOTS):
+        now = asked.install(nothing)
+        asked.give_out(now + lost)
+        assert asked.install(nothing) % PwPolicyConst.SLOTS != now % PwPolicyConst.SLOTS, lost
 
 
 @pytest.mark.parametrize("name", sorted(CORPORA))

@@ -178,6 +178,17 @@ def test_a_new_port_is_bound_at_once(daemon: Daemon, sandboxes: SandboxFactory) 
         assert probe.reaches(other, client.ip6, 80)
 
 
+def test_a_changed_label_counts_at_once(daemon: Daemon, sandboxes: SandboxFactory) -> None:
+    """A port that gets the label which a rule asks for is let in, and one that loses it is not."""
+    web, other = sandboxes(labels={"app": "web"}), sandboxes(labels={"app": "other"})
+    probe = Probe(daemon)
+    with listening(web.ns, 80), daemon.client() as api:
+        api.policy_apply([("web.yaml", WEB)])
+        for app, allowed in (("client", True), ("other", False)):
+            api.port_set(other.port.port_id, labels={"app": app})
+            assert probe.reaches(other, web.ip4, 80) is allowed
+
+
 def test_why_names_what_lacked(daemon: Daemon, sandboxes: SandboxFactory) -> None:
     """`why` says which policy selected, which rule nearly matched and what it lacked, and how to mend it; and
     the drop's event names what decided. Neither opens the way."""
@@ -305,6 +316,24 @@ spec:
   subject: {namespaces: {}}
   egress:
   - {name: x, action: Accept, to: [{domainNames: [example.com]}]}
+""",
+        ),
+        (
+            "staged",
+            """
+apiVersion: projectcalico.org/v3
+kind: StagedGlobalNetworkPolicy
+metadata: {name: later}
+spec: {selector: all(), ingress: [{action: Deny}]}
+""",
+        ),
+        (
+            "Log",
+            """
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: told}
+spec: {selector: all(), ingress: [{action: Log}, {action: Allow}]}
 """,
         ),
         (

@@ -77,6 +77,7 @@ class Changes:
         if switch is None or not plan:
             with self._store.transaction(durable=True):
                 self._store.put_port(new)
+            self._heed_labels(port, new)
             return new
         with self._store.transaction(durable=True):
             self._store.put_port(new)
@@ -94,7 +95,12 @@ class Changes:
         with self._store.transaction(durable=False):
             self._store.finish(entry, "done")
         self._core.faults.at(f"{kind}:commit")
+        self._heed_labels(port, new)
         return new
+
+    def _heed_labels(self, old: Port, new: Port) -> None:
+        if new.labels != old.labels:
+            self._core.policies.relabelled()
 
     def _put_back(self, switch: Switch, port: Port, kind: str, entry: int) -> None:
         """After a refusal: the former settings. If these are refused too, the next start tries again.

@@ -84,7 +84,7 @@ def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAUL
     Raises KernelFailed (no memory, a table full); then the generation before is in force, untouched.
     """
     now = in_force(maps)
-    number = _next(maps)
+    number = _next(maps, now)
     slot = number % _SLOTS
     for name, spec in _SPECS.items():
         with _inner(spec, entries[name]) as inner:
@@ -106,10 +106,15 @@ def withdraw(maps: Mapping[str, Map], faults: Faults = _NO_FAULTS) -> None:
     _sweep(maps, set())
 
 
-def _next(maps: Mapping[str, Map]) -> int:
-    """A number that no flow can have, as none was ever in force with it; on record before it is used."""
+def _next(maps: Mapping[str, Map], now: int) -> int:
+    """A number that no flow can have, as none was ever in force with it; on record before it is used.
+
+    Nor has it the slot of the one in force, however many installs have failed since that one.
+    """
     raw = maps["pw_generation"].lookup(_LAST)
     number = (0 if raw is None else int(_U32.unpack(raw)[0])) + 1
+    if now and number % _SLOTS == now % _SLOTS:
+        number += 1
     maps["pw_generation"].update(_LAST, _U32.pack(number))
     return number
 

@@ -24,7 +24,7 @@ from portwright.policy.lint import Lint
 from portwright.policy.manifests.cluster import workload_labels
 from portwright.policy.manifests.convert import ON_CHANGE
 from portwright.policy.manifests.read import DEFAULT_NAMESPACE, Manifests, read
-from portwright.policy.rules import Endpoint, EndpointKind, Flow, OnChange, Rule, Snapshot
+from portwright.policy.rules import Action, Endpoint, EndpointKind, Flow, OnChange, Rule, Snapshot
 from portwright.policy.tables import Compiled, Size
 
 #: Labels that CNI's Kubernetes arguments become (docs/cni.md).
@@ -127,7 +127,10 @@ class Policies:
     def restore(self) -> None:
         """Puts the record in force in every data path there is: at the start of the daemon."""
         self._faults.stage, before = "recover-", self._faults.stage
-        self._sync()
+        if self._active:
+            self._sync()
+        else:
+            self._withdraw()
         self._faults.stage = before
 
     def admit(self, switch: DataPath, port: Port) -> None:
@@ -139,6 +142,11 @@ class Policies:
         """A port is gone: nobody's policy speaks of its addresses any more."""
         if self._active:
             self._sync(without=port)
+
+    def relabelled(self) -> None:
+        """A port's labels are others now: who is selected is found anew."""
+        if self._active:
+            self._sync()
 
     @property
     def _active(self) -> bool:
@@ -160,10 +168,13 @@ class Policies:
                 generations.install(switch.maps, entries, self._faults)
             self.compiled = compiled
         else:
-            for switch in list(self._switches.values()):
-                if generations.in_force(switch.maps):
-                    generations.withdraw(switch.maps, self._faults)
-            self.compiled = None
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        for switch in list(self._switches.values()):
+            if generations.in_force(switch.maps):
+                generations.withdraw(switch.maps, self._faults)
+        self.compiled = None
 
     # -- the world -------------------------------------------------------------------------------
 
@@ -189,10 +200,17 @@ def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
         if policy.on_change is not OnChange.RECHECK:
             why = "this release rechecks open connections, whatever the policy; leave it out"
             raise InvalidInput(f"{place}: {ON_CHANGE}", policy.on_change.value, why)
+        if policy.staged:
+            raise InvalidInput(
+                place, "staged", "staged policies are not reported on by this release; leave it out"
+            )
         if policy.do_not_track or policy.pre_dnat or policy.apply_on_forward:
             why = "policy on the host's own interfaces is not enforced by this release; leave it out"
             raise InvalidInput(f"{place}: spec", "doNotTrack, preDNAT or applyOnForward", why)
         for rule in (*(policy.ingress or ()), *(policy.egress or ())):
+            if rule.action is Action.LOG:
+                why = "this release logs no packets that pass; `portwright drops --follow` shows the others"
+                raise InvalidInput(f"{rule.where}: {policy.title}: action", "Log", why)
             if any(peer.domains is not None for peer in rule.peers or ()):
                 why = "domain names are not resolved by this release; use ipBlock or networks"
                 raise InvalidInput(f"{rule.where}: {policy.title}: domainNames", list(_domains(rule)), why)
