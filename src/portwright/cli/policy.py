@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from portwright.api.policy import PolicyState
 from portwright.cli.main import Settings
 from portwright.cli.options import client_of, json_option
 from portwright.cli.output import print_facts, print_json, print_table
 from portwright.model.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from portwright.policy.matrix import Cell
 
 #: What a folder's manifests are called.
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -63,8 +60,7 @@ def matrix(paths: tuple[Path, ...], as_json: bool) -> None:
         why = "no pod with a containerPort; the matrix is of the pods that the manifests describe"
         raise InvalidInput("filename", " ".join(map(str, paths)), why)
     if as_json:
-        named = [{"from": c.source, "to": c.target, **_rest(c)} for c in cells]
-        print_json({"cells": named})
+        print_json({"cells": msgspec.to_builtins(cells)})  # under its wire names, from and to
         return
     print_table(
         ["FROM", "TO", "PORT", "ALLOWED", "RULE"],
@@ -93,10 +89,6 @@ def delete(settings: Settings, names: tuple[str, ...], as_json: bool) -> None:
     with client_of(settings) as client:
         state = client.policy_delete([str(Path(name).absolute()) for name in names])
     _show(state, as_json)
-
-
-def _rest(cell: Cell) -> dict[str, object]:
-    return {"protocol": cell.protocol, "port": cell.port, "allowed": cell.allowed, "rule": cell.rule}
 
 
 def _manifests(paths: tuple[Path, ...]) -> list[Path]:

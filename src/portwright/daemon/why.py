@@ -13,7 +13,10 @@ from portwright.node.core import Core
 from portwright.node.switch import Switch
 from portwright.observe import why as engine
 from portwright.observe.events import rule_of
-from portwright.policy.rules import Flow
+from portwright.policy.rules import ICMP, ICMP6, Flow
+
+#: The host as a peer: addresses that no port can have.
+_HOST = {4: "127.0.0.1", 6: "::1"}
 
 
 class Explainer:
@@ -94,17 +97,13 @@ class Explainer:
 
     def _by_policy(self, src: str, dst: str, params: m.WhyParams) -> list[m.WhyStep]:
         """What the policies in force say of such a flow, and what would mend it."""
-        protocol = engine.PROTOCOLS[params.proto]
-        plain = params.proto != "icmp"
-        flow = Flow(
-            source=src,
-            destination=dst,
-            protocol=58 if not plain and ":" in src else protocol,
-            source_port=params.sport or 40000 if plain else None,
-            port=params.dport or 80 if plain else None,
-            icmp_type=None if plain else 128 if ":" in src else 8,
-            icmp_code=None if plain else 0,
-        )
+        if params.proto == "icmp":
+            number, echo = (ICMP6, 128) if ":" in src else (ICMP, 8)
+            flow = Flow(source=src, destination=dst, protocol=number, icmp_type=echo, icmp_code=0)
+        else:
+            sport, dport = _numbers(params)
+            number = engine.PROTOCOLS[params.proto]
+            flow = Flow(source=src, destination=dst, protocol=number, source_port=sport, port=dport)
         return [
             m.WhyStep(step="policy", text=line) for line in self._core.policies.explain(flow).splitlines()
         ]
@@ -123,7 +122,7 @@ class Explainer:
         refused = trace.verdict == "drop"
         if refused:
             steps.append(m.WhyStep(step="rule", text=rule_of(trace.reason), detail=""))
-        if src not in ("127.0.0.1", "::1"):
+        if src not in _HOST.values():
             steps += self._by_policy(src, dst, params)
         return m.Why(
             verdict="refused" if refused else "allowed",
@@ -160,8 +159,7 @@ def _address(field: str, end: Port | str, family: int) -> str:
     if isinstance(end, Port):
         return _own_address(end, family)
     if end == "host":
-        # The host as a peer: an address that no port can have.
-        return "127.0.0.1" if family == 4 else "::1"
+        return _HOST[family]
     if (":" in end) != (family == 6):
         raise InvalidInput(field, end, f"is not IPv{family}")
     return end
@@ -175,19 +173,26 @@ def _own_address(port: Port, family: int) -> str:
 
 
 def _frame(src_mac: str, dst_mac: str, src: str, dst: str, params: m.WhyParams) -> bytes:
+    sport, dport = _numbers(params)
     return engine.packet(
         src_mac=src_mac,
         dst_mac=dst_mac,
         src=src,
         dst=dst,
         proto=params.proto,
-        sport=params.sport or 40000,
-        dport=params.dport or 80,
+        sport=sport,
+        dport=dport,
     )
 
 
+def _numbers(params: m.WhyParams) -> tuple[int, int]:
+    """The two ports of the packet."""
+    return params.sport or 40000, params.dport or 80
+
+
 def _ports(params: m.WhyParams) -> str:
-    return "" if params.proto == "icmp" else f"port {params.sport or 40000} > {params.dport or 80}"
+    sport, dport = _numbers(params)
+    return "" if params.proto == "icmp" else f"port {sport} > {dport}"
 
 
 def _way_out(reason: str, port: Port, target: Port | None) -> str:

@@ -23,8 +23,9 @@ def port_key(ifindex: int) -> bytes:
 
 def port_value(operation: op.PutPort, held: bytes | None = None) -> bytes:
     """The value of pw_ports. ``held``: what stands there, which lends the count that the data path keeps."""
-    before = None if held is None else PwPort.unpack(held)
-    same = before is not None and before.port_id == int(operation.port_id, 16)
+    flows = 0
+    if held is not None and held.startswith(values.port_key(operation.port_id)):
+        flows = PwPort.unpack(held).flows
     return values.port_value(
         port_id=operation.port_id,
         net_id=operation.net_id,
@@ -35,7 +36,7 @@ def port_value(operation: op.PutPort, held: bytes | None = None) -> bytes:
         addresses=operation.addresses,
         gateways=operation.gateways,
         limits=operation.limits,
-        flows=before.flows if before is not None and same else 0,
+        flows=flows,
     )
 
 

@@ -9,32 +9,40 @@ once the next generation's tables are entered, the packets of the one before the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from portwright.dataplane import tables, values
+from portwright.dataplane import policy_values, values
 from portwright.dataplane.abi import PwPolicyConst
-from portwright.kernel.bpf import Map
+from portwright.kernel.bpf import CollectionSpec, Map
 from portwright.kernel.bpf.enums import MapType
 from portwright.kernel.bpf.spec import MapSpec
+from portwright.model.errors import InternalError
 from portwright.node.faults import Faults
+from portwright.node.switch import OBJECT
 from portwright.policy.tables import Compiled, SetTable, Verdict
 
 _SLOTS = int(PwPolicyConst.SLOTS)
 _U32 = struct.Struct("=I")
 #: Keys of pw_generation: the number in force, and the last one that was given out.
 _IN_FORCE, _LAST = _U32.pack(0), _U32.pack(1)
-_NO_PREALLOC, _INNER_MAP = 0x1, 0x1000
-_SPECS = {
-    "pw_peers": MapSpec("pw_peers_g", MapType.HASH, 16, 16, PwPolicyConst.MAX_PEERS, _NO_PREALLOC),
-    "pw_nets": MapSpec("pw_nets_g", MapType.LPM_TRIE, 20, 4, PwPolicyConst.MAX_PEERS, _NO_PREALLOC),
-    "pw_sets": MapSpec("pw_sets_g", MapType.ARRAY, 4, 2304, 1, _INNER_MAP),
-    "pw_cells": MapSpec("pw_cells_g", MapType.HASH, 12, 4, PwPolicyConst.MAX_CELLS, _NO_PREALLOC),
-}
+#: The tables of a generation, in the order in which they are entered.
+_TABLES = ("pw_peers", "pw_nets", "pw_sets", "pw_cells")
 
 _NO_FAULTS = Faults()
 
 Entries = dict[str, list[tuple[bytes, bytes]]]
+
+
+@functools.cache
+def _template(name: str) -> MapSpec:
+    """What an inner map of this table has to be: the object says it."""
+    inner = CollectionSpec.load(OBJECT).maps[name].inner
+    if inner is None:
+        raise InternalError(f"{name} is no map of maps")
+    return inner
 
 
 def entries_of(compiled: Compiled) -> Entries:
@@ -43,29 +51,30 @@ def entries_of(compiled: Compiled) -> Entries:
         "pw_peers": [
             (
                 values.address(address),
-                tables.peer_value(
+                policy_values.peer_value(
                     class_id=entry.class_id, set_in=entry.set_in, set_out=entry.set_out, owner=entry.owner
                 ),
             )
             for address, entry in compiled.addresses.items()
         ],
         "pw_nets": [
-            (tables.net_key(cidr), tables.class_value(class_id))
+            (policy_values.net_key(cidr), policy_values.number_value(class_id))
             for cidr, class_id in compiled.prefixes.items()
         ],
         "pw_sets": [(_U32.pack(set_id), _set_value(table)) for set_id, table in compiled.sets.items()],
         "pw_cells": [
-            (tables.cell_key(*key), tables.verdict_value(_word(verdict))) for key, verdict in compiled.cells()
+            (policy_values.cell_key(*key), policy_values.number_value(_word(verdict)))
+            for key, verdict in compiled.cells()
         ],
     }
 
 
 def _word(verdict: Verdict) -> int:
-    return tables.verdict_word(allow=verdict.allow, rule=verdict.rule, log=verdict.log)
+    return policy_values.verdict_word(allow=verdict.allow, rule=verdict.rule, log=verdict.log)
 
 
 def _set_value(table: SetTable) -> bytes:
-    return tables.set_value(
+    return policy_values.set_value(
         starts=table.starts,
         classes=table.port_classes,
         defaults=[_word(verdict) for verdict in table.defaults],
@@ -86,8 +95,8 @@ def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAUL
     now = in_force(maps)
     number = _next(maps, now)
     slot = number % _SLOTS
-    for name, spec in _SPECS.items():
-        with _inner(spec, entries[name]) as inner:
+    for name in _TABLES:
+        with _inner(_template(name), entries[name]) as inner:
             maps[name].update(_U32.pack(slot), _U32.pack(inner.fd))
         faults.at(f"policy:{name}")
     _sweep(maps, {now % _SLOTS, slot} if now else {slot})
@@ -101,7 +110,7 @@ def withdraw(maps: Mapping[str, Map], faults: Faults = _NO_FAULTS) -> None:
     was = in_force(maps)
     maps["pw_generation"].update(_IN_FORCE, _U32.pack(0))
     faults.at("policy:withdrawn")
-    with _inner(_SPECS["pw_nets"], ()) as inner:  # waits for the packets that are under way
+    with _inner(_template("pw_nets"), ()) as inner:  # waits for the packets that are under way
         maps["pw_nets"].update(_U32.pack((was + 1) % _SLOTS), _U32.pack(inner.fd))
     _sweep(maps, set())
 
@@ -121,7 +130,7 @@ def _next(maps: Mapping[str, Map], now: int) -> int:
 
 def _sweep(maps: Mapping[str, Map], kept: set[int]) -> None:
     """Removes the tables of every slot but these."""
-    for name in _SPECS:
+    for name in _TABLES:
         for slot in set(range(_SLOTS)) - kept:
             if maps[name].lookup(_U32.pack(slot)) is not None:
                 maps[name].delete(_U32.pack(slot))
@@ -133,7 +142,7 @@ def _inner(spec: MapSpec, filling: Iterable[tuple[bytes, bytes]]) -> Iterator[Ma
     pairs = list(filling)
     if spec.type is MapType.ARRAY:
         size = 1 + max((int(_U32.unpack(key)[0]) for key, _ in pairs), default=0)
-        spec = spec.__class__(spec.name, spec.type, spec.key_size, spec.value_size, size, spec.flags)
+        spec = dataclasses.replace(spec, max_entries=size)
     with contextlib.closing(Map.create(spec)) as made:
         made.update_batch(pairs)
         yield made

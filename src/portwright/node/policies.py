@@ -30,8 +30,6 @@ from portwright.policy.tables import Compiled, Size
 #: Labels that CNI's Kubernetes arguments become (docs/cni.md).
 POD_NAME, POD_NAMESPACE = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace"
 
-_GONE = (PortState.DELETING,)
-
 
 class DataPath(Protocol):
     """What is needed of a switch."""
@@ -181,7 +179,7 @@ class Policies:
     def _snapshot(
         self, manifests: Manifests, port: Port | None = None, without: Port | None = None
     ) -> Snapshot:
-        ports = {p.port_id: p for p in self._store.ports() if p.state not in _GONE}
+        ports = {p.port_id: p for p in self._store.ports() if p.state is not PortState.DELETING}
         if port is not None:
             ports[port.port_id] = port
         if without is not None:

@@ -45,18 +45,18 @@ def parse(record: bytes, policy_rule: Callable[[int], str] = str) -> Drop | None
         ifindex=event.ifindex,
         direction="to_port" if event.dir else "from_port",
         reason=reason,
-        rule=f"policy: {policy_rule(event.other_net)}"
-        if reason == "policy"
-        else rule_of(reason, event.other_net),
+        rule=rule_of(reason, event.other_net, policy_rule),
         summary=summary(event),
         lost=event.lost,
     )
 
 
-def rule_of(reason: str, other_net: int = 0) -> str:
-    """The built-in rule that decided, by name."""
+def rule_of(reason: str, other: int | None = None, policy_rule: Callable[[int], str] = str) -> str:
+    """The rule that decided, by name. ``other``: the network on the other side, or the policy's rule."""
     if reason == "isolation":
-        return f"isolation: net {other_net} is not in reach" if other_net else "isolation"
+        return f"isolation: net {other} is not in reach" if other else "isolation"
+    if reason == "policy" and other is not None:
+        return f"policy: {policy_rule(other)}"
     if reason == "limit":
         return "limit"
     if reason in _POLICYS:

@@ -22,11 +22,6 @@ def verdict_word(*, allow: bool, rule: int, log: bool) -> int:
     return rule | (0 if allow else PwVerdict.V_DENY) | (PwVerdict.V_LOG if log else 0)
 
 
-def verdict_value(word: int) -> bytes:
-    """The value of pw_cells."""
-    return _WORD.pack(word)
-
-
 def peer_value(*, class_id: int, set_in: int, set_out: int, owner: int) -> bytes:
     """The value of pw_peers; its key is ``values.address``."""
     return PwPeer(class_id=class_id, set_in=set_in, set_out=set_out, owner=owner).pack()
@@ -40,9 +35,9 @@ def net_key(cidr: str) -> bytes:
     return PwNetKey(prefixlen=net.prefixlen + extra, addr=raw).pack()
 
 
-def class_value(class_id: int) -> bytes:
-    """The value of pw_nets."""
-    return _WORD.pack(class_id)
+def number_value(number: int) -> bytes:
+    """The value of pw_nets, a class, and of pw_cells, a verdict word."""
+    return _WORD.pack(number)
 
 
 def set_value(*, starts: Sequence[int], classes: Sequence[int], defaults: Sequence[int]) -> bytes:
