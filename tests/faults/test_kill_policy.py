@@ -9,7 +9,7 @@ import pytest
 from portwright.api.errors import ConnectionLost
 from tests.fix_daemon import Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
-from tests.netns.test_policy_path import WEB, Probe, connect, listening
+from tests.netns.policy_lab import WEB, Probe, connect, listening
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 

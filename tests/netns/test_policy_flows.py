@@ -15,7 +15,7 @@ from portwright.dataplane.abi import PwPolicyConst, PwPort
 from portwright.kernel.bpf import Map
 from tests.deadline import wait_until
 from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
-from tests.netns.test_policy_path import WEB, Probe, connect, listening
+from tests.netns.policy_lab import WEB, Probe, connect, listening
 
 pytestmark = pytest.mark.netns
 
