@@ -98,6 +98,13 @@ PW_INLINE void pw_mac_copy(__u8 *to, const __u8 *from)
 		to[i] = from[i];
 }
 
+PW_INLINE bool pw_icmp_error(const struct pw_packet *pkt)
+{
+	if (pkt->proto == IPPROTO_ICMPV6)
+		return pkt->icmp_type < 128;
+	return pkt->proto == IPPROTO_ICMP && pkt->icmp_type != 0 && pkt->icmp_type != 8;
+}
+
 /* Of TCP's header up to its flags (RFC 9293, 3.1); the others' ports stand in the same place. */
 struct pw_tcp_head {
 	__be16 ports[2];

@@ -22,13 +22,6 @@ PW_INLINE const struct pw_addr *pw_own_addr(const struct pw_port *port, const st
 	return pw_addr_zero(&port->addr6) ? &port->addr4 : &port->addr6;
 }
 
-PW_INLINE bool pw_icmp_error(const struct pw_packet *pkt)
-{
-	if (pkt->proto == IPPROTO_ICMPV6)
-		return pkt->icmp_type < 128;
-	return pkt->proto == IPPROTO_ICMP && pkt->icmp_type != 0 && pkt->icmp_type != 8;
-}
-
 /* Discovery and listener reports on the link: what policy never meant (RFC 4890, 4.4). */
 PW_INLINE bool pw_is_nd(const struct pw_packet *pkt)
 {
@@ -49,6 +42,9 @@ PW_INLINE bool pw_is_ours(const struct pw_addr *addr)
 /* Behind a reason: the receiver's policy decided; and the number of the rule that did. */
 #define PW_BY_RECEIVER 0x100
 #define PW_RULE_SHIFT  9
+
+#define PW_DROP_JUDGED(skb, pkt, port_id, dir, verdict) \
+	pw_drop(skb, pkt, port_id, (dir) << 8 | ((verdict)&0xff), (verdict) >> PW_RULE_SHIFT)
 
 #define barrier()    asm volatile("" ::: "memory")
 #define keep(x)	     asm volatile("" : "+r"(x))
@@ -368,14 +364,14 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 		}
 		return 0;
 	}
-	conn.last_ns = bpf_ktime_get_ns();
+	if (!generation && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) != PW_TCP_SYN)
+		return 0; /* of a flow that nobody saw opened */
+	conn.last_ns = bpf_ktime_get_coarse_ns();
 	conn.flags = first ? PW_CF_FIRST_OPENED : 0;
 	conn.ifindex = skb->ifindex;
 	barrier(); /* else the two loads become one through a computed pointer, which ctx does not allow */
 	if (sides & PW_SIDE_EGRESS)
 		conn.ifindex = skb->ingress_ifindex;
-	if (!generation && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) != PW_TCP_SYN)
-		return 0; /* of a flow that nobody saw opened */
 	reason = pw_conn_open(&key, &conn, port);
 	return generation ? reason : 0;
 }

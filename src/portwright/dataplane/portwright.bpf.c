@@ -188,12 +188,10 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 	if (target && (verdict & PW_BY_RECEIVER)) {
 		/* The sender's part was carried; the receiver's port refused it. */
 		pw_count_from(skb, port->port_id, skb->len, false);
-		return pw_drop(skb, pkt, target->port_id, PW_TO_PORT << 8 | (verdict & 0xff),
-			       verdict >> PW_RULE_SHIFT);
+		return PW_DROP_JUDGED(skb, pkt, target->port_id, PW_TO_PORT, verdict);
 	}
 	if (verdict)
-		return pw_drop(skb, pkt, port->port_id, PW_FROM_PORT << 8 | (verdict & 0xff),
-			       verdict >> PW_RULE_SHIFT);
+		return PW_DROP_JUDGED(skb, pkt, port->port_id, PW_FROM_PORT, verdict);
 	if (!target)
 		return PW_NEXT;
 	if (target->flags & PW_PF_DOWN) {
@@ -338,8 +336,7 @@ int pw_to_port(struct __sk_buff *skb)
 		__u32 verdict = pw_judge(skb, &pkt, from ? from : port, sides);
 
 		if (verdict)
-			return pw_drop(skb, &pkt, port->port_id, PW_TO_PORT << 8 | (verdict & 0xff),
-				       verdict >> PW_RULE_SHIFT);
+			return PW_DROP_JUDGED(skb, &pkt, port->port_id, PW_TO_PORT, verdict);
 	}
 	if (is_ip && pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_MTU);
