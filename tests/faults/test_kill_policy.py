@@ -13,16 +13,9 @@ from tests.netns.policy_lab import WEB, Probe, connect, listening
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
-PLACES = (
-    "compiled",
-    "recorded",
-    "pw_peers",
-    "pw_nets",
-    "pw_sets",
-    "pw_cells",
-    "swept",
-    "installed",
-)
+#: Of a change that is made in place, as one workload alone is found otherwise; and of one that is not.
+IN_PLACE = ("compiled", "recorded", "amend-cells", "amend-peers", "installed")
+WHOLE = ("pw_peers", "pw_nets", "pw_sets", "pw_cells", "swept")
 #: (port 80, port 81) are open to the client under each.
 FIRST, SECOND, NONE = (True, False), (False, True), (True, True)
 
@@ -36,23 +29,31 @@ def opens(ns: TestNetns, address: str, port: int) -> bool:
     return True
 
 
+def second(place: str) -> str:
+    """WEB with another port; where it is to be installed whole, with a net beside."""
+    other = WEB.replace("port: 80", "port: 81")
+    if place not in WHOLE:
+        return other
+    return other.replace("from: [", "from: [{ipBlock: {cidr: 192.0.2.0/24}}, ")
+
+
 def test_a_change_is_whole_or_not_there(daemon: Daemon, sandboxes: SandboxFactory) -> None:
     """Dead or started again, both ports' verdicts are those of one set of policies; after the start they are
     the old one's if it died before the record, else the new one's. The same when the last policy goes."""
     web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
     probe = Probe(daemon)
-    texts = {FIRST: WEB, SECOND: WEB.replace("port: 80", "port: 81")}
     with listening(web.ns, 80), listening(web.ns, 81):
 
         def verdicts() -> tuple[bool, bool]:
             return probe.reaches(client, web.ip4, 80), probe.reaches(client, web.ip4, 81)
 
         with daemon.client() as api:
-            api.policy_apply([("web.yaml", texts[FIRST])])
+            api.policy_apply([("web.yaml", WEB)])
         now = FIRST
-        for place in [*PLACES, "withdrawn"]:
+        for place in [*IN_PLACE, *WHOLE, "withdrawn"]:
             last = place == "withdrawn"
             new = NONE if last else SECOND if now == FIRST else FIRST
+            texts = {FIRST: WEB, SECOND: second(place)}
             daemon.kill()
             daemon.start(PORTWRIGHT_DIE_AT=f"policy:{place}")
             assert verdicts() == now, place

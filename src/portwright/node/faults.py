@@ -23,6 +23,8 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
     policy:<table>, policy:swept, policy:withdrawn
                                        in a data path the next generation has this table; all of them; there
                                        is none any more
+    policy:amend-cells, policy:amend-peers
+                                       the generation in force has its new cells; and its new addresses
     recover-...                        any of these while a start finishes what an earlier run left
 
 With a fault set operations are applied one at a time, so that every state in between is reached. Unset,

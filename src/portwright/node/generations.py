@@ -1,9 +1,16 @@
-"""Generations of policy in one data path: filled beside the one in force, then put in force in one write.
+"""Generations of policy in one data path: a new one filled beside the one in force, or that one amended.
 
-A packet reads the number of the generation once and is judged by that one's tables alone. So a generation's
-tables may go only when no packet can be on its way with its number. They go with the install after the next:
-each update of a map of maps returns after a grace period (maybe_wait_bpf_programs, kernel/bpf/syscall.c), so
-once the next generation's tables are entered, the packets of the one before the present are through.
+A packet reads the number of the generation once and is judged by that one's tables alone, which are those of
+the number's slot. So a generation's tables may go only when no packet can be on its way with its number. They
+go with the install after the next: each update of a map of maps returns after a grace period
+(maybe_wait_bpf_programs, kernel/bpf/syscall.c), so once the next generation's tables are entered, the packets
+of the one before the present are through.
+
+Where only one workload is found otherwise than before, the tables in force are amended in place, in an order
+in which every packet in between is decided by the old or by the new (policy/difference.py), and the
+generation gets another number of the same slot, so that flows are judged anew. That waits for nothing. What
+it leaves behind, the cells that nobody asks for any more, goes when there is much of it, or before their
+numbers get another meaning.
 """
 
 from __future__ import annotations
@@ -12,7 +19,8 @@ import contextlib
 import dataclasses
 import functools
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from portwright.dataplane import policy_values, values
 from portwright.dataplane.abi import PwPolicyConst
@@ -22,7 +30,8 @@ from portwright.kernel.bpf.spec import MapSpec
 from portwright.model.errors import InternalError
 from portwright.node.faults import Faults
 from portwright.node.switch import OBJECT
-from portwright.policy.tables import Compiled, SetTable, Verdict
+from portwright.policy.difference import CellKey, Difference
+from portwright.policy.tables import AddressEntry, Compiled, SetTable, Verdict
 
 _SLOTS = int(PwPolicyConst.SLOTS)
 _U32 = struct.Struct("=I")
@@ -30,6 +39,8 @@ _U32 = struct.Struct("=I")
 _IN_FORCE, _LAST = _U32.pack(0), _U32.pack(1)
 #: The tables of a generation, in the order in which they are entered.
 _TABLES = ("pw_peers", "pw_nets", "pw_sets", "pw_cells")
+#: Sets that an array has room for at least; and for half as many again as there are.
+_SPARE_SETS = 32
 
 _NO_FAULTS = Faults()
 
@@ -48,37 +59,38 @@ def _template(name: str) -> MapSpec:
 def entries_of(compiled: Compiled) -> Entries:
     """The exact entries of the four tables."""
     return {
-        "pw_peers": [
-            (
-                values.address(address),
-                policy_values.peer_value(
-                    class_id=entry.class_id, set_in=entry.set_in, set_out=entry.set_out, owner=entry.owner
-                ),
-            )
-            for address, entry in compiled.addresses.items()
-        ],
+        "pw_peers": [_peer(address, entry) for address, entry in compiled.addresses.items()],
         "pw_nets": [
             (policy_values.net_key(cidr), policy_values.number_value(class_id))
             for cidr, class_id in compiled.prefixes.items()
         ],
-        "pw_sets": [(_U32.pack(set_id), _set_value(table)) for set_id, table in compiled.sets.items()],
-        "pw_cells": [
-            (policy_values.cell_key(*key), policy_values.number_value(_word(verdict)))
-            for key, verdict in compiled.cells()
-        ],
+        "pw_sets": [_set(number, table) for number, table in compiled.sets.items()],
+        "pw_cells": [_cell(key, verdict) for key, verdict in compiled.cells()],
     }
 
 
-def _word(verdict: Verdict) -> int:
-    return policy_values.verdict_word(allow=verdict.allow, rule=verdict.rule, log=verdict.log)
+def _peer(address: str, entry: AddressEntry) -> tuple[bytes, bytes]:
+    value = policy_values.peer_value(
+        class_id=entry.class_id, set_in=entry.set_in, set_out=entry.set_out, owner=entry.owner
+    )
+    return values.address(address), value
 
 
-def _set_value(table: SetTable) -> bytes:
-    return policy_values.set_value(
+def _set(number: int, table: SetTable) -> tuple[bytes, bytes]:
+    value = policy_values.set_value(
         starts=table.starts,
         classes=table.port_classes,
         defaults=[_word(verdict) for verdict in table.defaults],
     )
+    return _U32.pack(number), value
+
+
+def _cell(key: tuple[int, int, int], verdict: Verdict) -> tuple[bytes, bytes]:
+    return policy_values.cell_key(*key), policy_values.number_value(_word(verdict))
+
+
+def _word(verdict: Verdict) -> int:
+    return policy_values.verdict_word(allow=verdict.allow, rule=verdict.rule, log=verdict.log)
 
 
 def in_force(maps: Mapping[str, Map]) -> int:
@@ -95,13 +107,56 @@ def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAUL
     now = in_force(maps)
     number = _next(maps, now)
     slot = number % _SLOTS
-    for name in _TABLES:
+    kept = {now % _SLOTS, slot} if now else {slot}
+
+    def enter(name: str) -> None:
         with _inner(_template(name), entries[name]) as inner:
             maps[name].update(_U32.pack(slot), _U32.pack(inner.fd))
         faults.at(f"policy:{name}")
-    _sweep(maps, {now % _SLOTS, slot} if now else {slot})
+        _sweep(maps[name], kept)
+
+    # Beside each other: each waits for two grace periods, which are the same ones then.
+    with ThreadPoolExecutor(len(_TABLES)) as threads:
+        for _ in threads.map(enter, _TABLES):
+            pass
     faults.at("policy:swept")
     maps["pw_generation"].update(_IN_FORCE, _U32.pack(number))
+    return number
+
+
+def amend(
+    maps: Mapping[str, Map],
+    change: Difference,
+    *,
+    remains: Collection[CellKey] | None = None,
+    faults: Faults = _NO_FAULTS,
+) -> int | None:
+    """Turns the tables in force into the next ones, in place; the generation's new number.
+
+    ``change`` must be atomic and from what is in force. ``remains``: cells that earlier changes left behind and
+    that must go first, when the packets of the moment are through; None: they may stay. The change's own are
+    left. None: a table has no room for it, and nothing has changed. Raises KernelFailed: then packets are
+    decided by the old tables or by the new, each by one of them; the new are to be installed whole.
+    """
+    now = in_force(maps)
+    with contextlib.ExitStack() as stack:
+        inner = {name: _entered(stack, maps[name], now % _SLOTS) for name in _TABLES}
+        if max(change.put_sets, default=0) >= inner["pw_sets"].max_entries:
+            return None
+        if remains is not None:
+            _wait_for_packets(maps, now)
+            inner["pw_cells"].delete_batch(policy_values.cell_key(*key) for key in remains)
+        for set_id, table in change.put_sets.items():
+            inner["pw_sets"].update(*_set(set_id, table))
+        inner["pw_cells"].update_batch(_cell(key, verdict) for key, verdict in change.put_cells.items())
+        faults.at("policy:amend-cells")
+        for address, entry in change.put_addresses.items():
+            inner["pw_peers"].update(*_peer(address, entry))
+        for address in change.delete_addresses:
+            inner["pw_peers"].delete(values.address(address))
+        faults.at("policy:amend-peers")
+        number = _next(maps, now, same_slot=True)
+        maps["pw_generation"].update(_IN_FORCE, _U32.pack(number))
     return number
 
 
@@ -110,30 +165,52 @@ def withdraw(maps: Mapping[str, Map], faults: Faults = _NO_FAULTS) -> None:
     was = in_force(maps)
     maps["pw_generation"].update(_IN_FORCE, _U32.pack(0))
     faults.at("policy:withdrawn")
-    with _inner(_template("pw_nets"), ()) as inner:  # waits for the packets that are under way
-        maps["pw_nets"].update(_U32.pack((was + 1) % _SLOTS), _U32.pack(inner.fd))
-    _sweep(maps, set())
+    _wait_for_packets(maps, was + 1)
+    for name in _TABLES:
+        _sweep(maps[name], set())
 
 
-def _next(maps: Mapping[str, Map], now: int) -> int:
+def _next(maps: Mapping[str, Map], now: int, *, same_slot: bool = False) -> int:
     """A number that no flow can have, as none was ever in force with it; on record before it is used.
 
-    Nor has it the slot of the one in force, however many installs have failed since that one.
+    Nor has it the slot of the one in force, however many installs have failed since that one, unless that
+    is asked for.
     """
     raw = maps["pw_generation"].lookup(_LAST)
     number = (0 if raw is None else int(_U32.unpack(raw)[0])) + 1
-    if now and number % _SLOTS == now % _SLOTS:
+    if same_slot:
+        number += (now - number) % _SLOTS
+    elif now and number % _SLOTS == now % _SLOTS:
         number += 1
     maps["pw_generation"].update(_LAST, _U32.pack(number))
     return number
 
 
-def _sweep(maps: Mapping[str, Map], kept: set[int]) -> None:
+def _wait_for_packets(maps: Mapping[str, Map], slot: int) -> None:
+    """Returns when every packet that is on its way now is through."""
+    key = _U32.pack(slot % _SLOTS)
+    known = maps["pw_nets"].lookup(key)
+    if known is None:
+        with _inner(_template("pw_nets"), ()) as inner:
+            maps["pw_nets"].update(key, _U32.pack(inner.fd))
+        return
+    with contextlib.closing(Map.from_id(int(_U32.unpack(known)[0]))) as same:
+        maps["pw_nets"].update(key, _U32.pack(same.fd))
+
+
+def _sweep(outer: Map, kept: set[int]) -> None:
     """Removes the tables of every slot but these."""
-    for name in _TABLES:
-        for slot in set(range(_SLOTS)) - kept:
-            if maps[name].lookup(_U32.pack(slot)) is not None:
-                maps[name].delete(_U32.pack(slot))
+    for slot in set(range(_SLOTS)) - kept:
+        if outer.lookup(_U32.pack(slot)) is not None:
+            outer.delete(_U32.pack(slot))
+
+
+def _entered(stack: contextlib.ExitStack, outer: Map, slot: int) -> Map:
+    """The inner map of a slot."""
+    raw = outer.lookup(_U32.pack(slot))
+    if raw is None:
+        raise InternalError(f"{outer.name} has no table in slot {slot}, which is in force")
+    return stack.enter_context(contextlib.closing(Map.from_id(int(_U32.unpack(raw)[0]))))
 
 
 @contextlib.contextmanager
@@ -141,8 +218,8 @@ def _inner(spec: MapSpec, filling: Iterable[tuple[bytes, bytes]]) -> Iterator[Ma
     """A new inner map with these entries; ours until the outer map has it too."""
     pairs = list(filling)
     if spec.type is MapType.ARRAY:
-        size = 1 + max((int(_U32.unpack(key)[0]) for key, _ in pairs), default=0)
-        spec = dataclasses.replace(spec, max_entries=size)
+        needed = 1 + max((int(_U32.unpack(key)[0]) for key, _ in pairs), default=0)
+        spec = dataclasses.replace(spec, max_entries=needed + max(needed // 2, _SPARE_SETS))
     with contextlib.closing(Map.create(spec)) as made:
         made.update_batch(pairs)
         yield made

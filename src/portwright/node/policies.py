@@ -8,6 +8,7 @@ knows it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from portwright.model.port import Port, PortState
 from portwright.node import generations
 from portwright.node.faults import Faults
 from portwright.policy.compile import compile_policies, recompile
+from portwright.policy.difference import CellKey, Remains, diff
 from portwright.policy.explain import explain
 from portwright.policy.lint import Lint
 from portwright.policy.manifests.cluster import workload_labels
@@ -71,6 +73,10 @@ class Policies:
         self._switches = switches
         self._manifests = read(store.manifests())
         self.compiled: Compiled | None = None
+        #: The generation, by data path, of which the tables are those of ``compiled``.
+        self._installed: dict[int, int] = {}
+        #: What changes of the present generation left behind in its tables.
+        self._remains = Remains()
 
     # -- what users ask for ----------------------------------------------------------------------
 
@@ -108,6 +114,7 @@ class Policies:
         return str(explain(self._manifests.policy_set, self._snapshot(self._manifests), flow))
 
     def _change(self, wanted: dict[str, str], *, dry_run: bool = False) -> Applied:
+        gc.unfreeze()
         manifests = read(sorted(wanted.items()))
         _refuse_what_is_not_enforced(manifests)
         compiled = self._compile(manifests, self._snapshot(manifests))
@@ -160,19 +167,40 @@ class Policies:
         return recompile(self.compiled, manifests.policy_set, snapshot)
 
     def _install(self, compiled: Compiled) -> None:
-        if self._active:
-            entries = generations.entries_of(compiled)
-            for switch in list(self._switches.values()):
-                generations.install(switch.maps, entries, self._faults)
-            self.compiled = compiled
-        else:
+        if not self._active:
             self._withdraw()
+            return
+        change = diff(self.compiled, compiled) if self.compiled is not None else None
+        installed, self._installed = self._installed, {}  # of a failure half way nothing is known
+        remains: tuple[CellKey, ...] | None = None
+        if change is not None and self._remains.hinder(change):
+            remains, self._remains = tuple(self._remains.cells), Remains()
+        entries: generations.Entries | None = None
+        done: dict[int, int] = {}
+        for cookie, switch in list(self._switches.items()):
+            number: int | None = None
+            known = installed.get(cookie, 0)
+            if change is not None and change.atomic and known and known == generations.in_force(switch.maps):
+                number = generations.amend(switch.maps, change, remains=remains, faults=self._faults)
+            if number is None:
+                entries = entries or generations.entries_of(compiled)
+                number = generations.install(switch.maps, entries, self._faults)
+            done[cookie] = number
+        if change is None or not change.atomic:
+            self._remains = Remains()
+        else:
+            self._remains.add(change)
+        self.compiled, self._installed = compiled, done
+        # A hundred thousand objects of which the next change makes few others: else every few changes the
+        # collector looks through all of them, for longer than a change takes.
+        gc.freeze()
 
     def _withdraw(self) -> None:
         for switch in list(self._switches.values()):
             if generations.in_force(switch.maps):
                 generations.withdraw(switch.maps, self._faults)
         self.compiled = None
+        self._installed, self._remains = {}, Remains()
 
     # -- the world -------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from portwright.policy.limits import check_tables, too_many_cells, too_many_inte
 from portwright.policy.names import RuleKey, RuleNames
 from portwright.policy.numbers import Numbers
 from portwright.policy.ranges import Ranges, intersect
-from portwright.policy.resolve import Own, Resolved, Resolver, Term, Traits, own_of, traits_of
+from portwright.policy.resolve import Own, Resolution, Resolved, Resolver, Term, Traits, own_of, traits_of
 from portwright.policy.rules import (
     Action,
     Direction,
@@ -49,6 +49,9 @@ from portwright.policy.tables import (
 _SetKey: TypeAlias = tuple[tuple[int, bool, tuple[int, ...]], ...]
 #: The numbers of the terms that are true of an address, ascending.
 _ClassKey: TypeAlias = tuple[int, ...]
+#: A policy by its identity, in one direction, and an own address that it selects.
+_Asker: TypeAlias = tuple[int, Direction, Own]
+_TraitsOf: TypeAlias = dict[tuple[int, Direction], Traits]
 #: Counting of cells ends here: enough to name who is to blame.
 _COUNTED = 4 * MAX_CELLS
 
@@ -64,7 +67,7 @@ class _Built(NamedTuple):
 class Memory:
     """The numbers of a generation, by what they mean, and its sets: what the next one keeps."""
 
-    def __init__(self, old: Memory | None, *, keep_sets: bool = True) -> None:
+    def __init__(self, policies: PolicySet, old: Memory | None, *, keep_sets: bool = True) -> None:
         self.rules: Numbers[RuleKey] = Numbers(FIRST_RULE, old.rules if old else None, dense=False)
         self.terms: Numbers[Term] = Numbers(1, old.terms if old else None, dense=False)
         self.lists: Numbers[tuple[Resolved, ...]] = Numbers(1, old.lists if old else None, dense=False)
@@ -72,6 +75,12 @@ class Memory:
         self.classes: Numbers[_ClassKey] = Numbers(1, old.classes if old else None, dense=True)
         self.sets: Numbers[_SetKey] = Numbers(1, old.sets if old else None, dense=True, keep=keep_sets)
         self.built: dict[_SetKey, _Built] = {}
+        #: The policies, what they ask, and what they are to the addresses that they select, by identity.
+        self.policies = policies
+        same = old if old is not None and old.policies is policies else None
+        self.traits: _TraitsOf = same.traits if same else {}
+        self.resolutions_before: dict[_Asker, Resolution] = same.resolutions if same else {}
+        self.resolutions: dict[_Asker, Resolution] = {}
 
 
 def compile_policies(policies: PolicySet, snapshot: Snapshot) -> Compiled:
@@ -124,7 +133,7 @@ class _Compilation:
         self, policies: PolicySet, snapshot: Snapshot, before: Memory | None, *, keep_sets: bool = True
     ) -> None:
         self.snapshot = snapshot
-        self.memory = Memory(before, keep_sets=keep_sets)
+        self.memory = Memory(policies, before, keep_sets=keep_sets)
         self.built_before = before.built if before is not None and keep_sets else {}
         self.classes_before = set(before.classes.used.values()) if before is not None else set[int]()
         self.tiers = tiers_in_order(policies)
@@ -134,12 +143,14 @@ class _Compilation:
         self.in_use = [(policy, d) for d in Direction for policy in self.selection.policies(d)]
         # Of all that could select somebody: what can't be done is refused now, not when a workload comes.
         enforced = [policy for policy in policies.policies if is_enforced(policy)]
-        self.traits = {(id(policy), d): traits_of(policy, d) for policy in enforced for d in Direction}
+        if not self.memory.traits:
+            self.memory.traits = {(id(p), d): traits_of(p, d) for p in enforced for d in Direction}
+        self.traits = self.memory.traits
         self.places = Places(snapshot, labels, (p for policy, d in self.in_use for p in peers_of(policy, d)))
         self.names = RuleNames(self.memory.rules)
         self.resolver = Resolver(self.places, self.names.of_rule, self.memory.terms.of)
         self.lists: dict[int, tuple[Resolved, ...]] = {}
-        self._resolved: dict[tuple[int, Direction, Own], int] = {}
+        self._resolved: dict[_Asker, int] = {}
         self._sets: dict[tuple[int, Direction, Own], int] = {}
         self._together: dict[tuple[int, Direction], Traits] = {}
         self.rule_lists: dict[_SetKey, RuleList] = {}
@@ -247,12 +258,20 @@ class _Compilation:
         return known
 
     def _list(self, policy: Policy, direction: Direction, place: int, ports: tuple[NamedPort, ...]) -> int:
-        own = own_of(self.traits[id(policy), direction], self.places, place, ports)
-        known = self._resolved.get((id(policy), direction, own))
-        if known is None:
-            found = self.resolver.resolve(policy, direction, self.traits[id(policy), direction], own)
-            known = self._resolved[id(policy), direction, own] = self.memory.lists.of(found)
-            self.lists[known] = found
+        traits = self.traits[id(policy), direction]
+        asker = (id(policy), direction, own_of(traits, self.places, place, ports))
+        known = self._resolved.get(asker)
+        if known is not None:
+            return known
+        found = self.memory.resolutions_before.get(asker)
+        if found is None:
+            found = self.resolver.resolve(policy, direction, traits, asker[2])
+        else:
+            self.resolver.again(found, policy, direction)
+        if found.lasting:
+            self.memory.resolutions[asker] = found
+        known = self._resolved[asker] = self.memory.lists.of(found.rules)
+        self.lists[known] = found.rules
         return known
 
     def _rule_list(self, key: _SetKey) -> RuleList:

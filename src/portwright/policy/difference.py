@@ -33,6 +33,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     delete_prefixes: tuple[str, ...]
     delete_cells: tuple[CellKey, ...]
     delete_sets: tuple[int, ...]
+    gone_classes: frozenset[int]
+    """Of the addresses that change, those that nothing has any more."""
     atomic: bool
     """Whether the entries in this order let every packet be decided by the old or by the new tables alone:
     only one address, or one workload, changes what it is found as. Else the generation must be swapped."""
@@ -43,6 +45,32 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         puts = len(self.put_sets) + len(self.put_cells) + len(self.put_prefixes) + len(self.put_addresses)
         addresses = len(self.delete_prefixes) + len(self.delete_addresses)
         return puts + addresses + len(self.delete_cells) + len(self.delete_sets)
+
+
+class Remains:
+    """What changes in place have left in the tables, for packets that were on their way."""
+
+    #: How many cells may lie about.
+    BOUND = 4096
+
+    def __init__(self) -> None:
+        self.cells: set[CellKey] = set()
+        self._sets: set[int] = set()
+        self._classes: set[int] = set()
+
+    def add(self, change: Difference) -> None:
+        """After a change: the cells and sets that nobody asks for any more."""
+        self.cells.update(change.delete_cells)
+        self._sets.update(change.delete_sets)
+        self._classes.update(change.gone_classes)
+
+    def hinder(self, change: Difference) -> bool:
+        """Whether they must go first: a number of theirs is to mean something else, or there are many."""
+        return (
+            len(self.cells) > self.BOUND
+            or not self._sets.isdisjoint(change.put_sets)
+            or not self._classes.isdisjoint(entry.class_id for entry in change.put_addresses.values())
+        )
 
 
 def diff(old: Compiled, new: Compiled) -> Difference:
@@ -75,12 +103,20 @@ def diff(old: Compiled, new: Compiled) -> Difference:
         delete_prefixes=tuple(sorted(delete_prefixes, key=_length)),
         delete_cells=tuple(delete_cells),
         delete_sets=tuple(sorted(old.sets.keys() - new.sets.keys())),
+        gone_classes=_gone_classes(old, new, {*put_addresses, *delete_addresses}),
         atomic=_is_atomic(old, new, {*put_addresses, *delete_addresses}, {*put_prefixes, *delete_prefixes}),
     )
 
 
 def _cells(number: int, class_id: int, column: Column) -> list[tuple[CellKey, Verdict]]:
     return [((number, class_id, port_class), verdict) for port_class, verdict in column]
+
+
+def _gone_classes(old: Compiled, new: Compiled, addresses: set[str]) -> frozenset[int]:
+    had = {old.addresses[address].class_id for address in addresses if address in old.addresses}
+    if not had:
+        return frozenset()
+    return frozenset(had.difference((e.class_id for e in new.addresses.values()), new.prefixes.values()))
 
 
 def _length(net: str) -> int:

@@ -37,11 +37,15 @@ class Resolved(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What a policy's rules of one direction ask about the own side, and whether the IP version matters."""
+    """What a policy's rules of one direction ask about the own side, and whether the IP version matters.
+
+    ``others_ports``: they ask for ports by names that the other side gives them.
+    """
 
     versions: bool
     locals: tuple[Peer, ...]
     names: tuple[str, ...]
+    others_ports: bool
 
     @classmethod
     def of_all(cls, traits: Iterable[Traits]) -> Traits:
@@ -51,6 +55,7 @@ class Traits(NamedTuple):
             any(each.versions for each in every),
             tuple(dict.fromkeys(peer for each in every for peer in each.locals)),
             tuple(dict.fromkeys(name for each in every for name in each.names)),
+            any(each.others_ports for each in every),
         )
 
 
@@ -67,6 +72,7 @@ def traits_of(policy: Policy, direction: Direction) -> Traits:
     versions = False
     local: dict[Peer, None] = {}
     names: dict[str, None] = {}
+    others_ports = False
     for index, rule in enumerate(policy.rules(direction) or ()):
         if rule.local is not None:
             local[rule.local] = None
@@ -78,7 +84,9 @@ def traits_of(policy: Policy, direction: Direction) -> Traits:
                 raise _no_source_ports(policy, direction, index, rule, traffic)
             if direction is Direction.INGRESS:
                 names.update(dict.fromkeys(traffic.names))
-    return Traits(versions, tuple(local), tuple(names))
+            elif traffic.names:
+                others_ports = True
+    return Traits(versions, tuple(local), tuple(names), others_ports)
 
 
 def own_of(traits: Traits, places: Places, place: int, ports: tuple[NamedPort, ...]) -> Own:
@@ -88,6 +96,18 @@ def own_of(traits: Traits, places: Places, place: int, ports: tuple[NamedPort, .
         tuple(contains(places.extent(peer), place) for peer in traits.locals),
         tuple(sorted({p for p in ports if p.name in traits.names}, key=_port_key)) if traits.names else (),
     )
+
+
+class Resolution(NamedTuple):
+    """A policy's rules of one direction for one own address; the indexes of these rules, and all their terms.
+
+    ``lasting``: it is the same in every snapshot.
+    """
+
+    rules: tuple[Resolved, ...]
+    indexes: tuple[int, ...]
+    terms: tuple[Term, ...]
+    lasting: bool
 
 
 class Resolver:
@@ -103,11 +123,14 @@ class Resolver:
         self._rule_number = rule_number
         self._term_number = term_number
         self._known: dict[_Asked, _Services] = {}
+        self._terms: dict[Term, None] = {}
 
-    def resolve(self, policy: Policy, direction: Direction, traits: Traits, own: Own) -> tuple[Resolved, ...]:
+    def resolve(self, policy: Policy, direction: Direction, traits: Traits, own: Own) -> Resolution:
         """The policy's rules of that direction for one own address, without those that can match nothing."""
         local = dict(zip(traits.locals, own.locals, strict=True))
-        out = []
+        out: list[Resolved] = []
+        indexes: list[int] = []
+        self._terms = {}
         for index, rule in enumerate(policy.rules(direction) or ()):
             if rule.local is not None and not local[rule.local]:
                 continue
@@ -115,7 +138,15 @@ class Resolver:
             if alternatives:
                 number = self._rule_number(policy, direction, index)
                 out.append(Resolved(number, rule.action, alternatives, exceptions))
-        return tuple(out)
+                indexes.append(index)
+        return Resolution(tuple(out), tuple(indexes), tuple(self._terms), not traits.others_ports)
+
+    def again(self, found: Resolution, policy: Policy, direction: Direction) -> None:
+        """Has the numbers of an earlier snapshot's resolution kept, which is this one's too."""
+        for index in found.indexes:
+            self._rule_number(policy, direction, index)
+        for term in found.terms:
+            self._term_number(term)
 
     def _matches(
         self, rule: Rule, direction: Direction, own: Own
@@ -137,7 +168,10 @@ class Resolver:
         return tuple(found.items()), tuple(exceptions.items()) if found else ()
 
     def _number(self, peer: Peer | None, port: NamedPort | None) -> int:
-        return ANYBODY if peer is None and port is None else self._term_number((peer, port))
+        if peer is None and port is None:
+            return ANYBODY
+        self._terms[peer, port] = None
+        return self._term_number((peer, port))
 
     def _peers(self, rule: Rule, version: int) -> list[Peer | None]:
         if rule.peers is None:
