@@ -122,7 +122,7 @@ def test_a_row_of_changes_is_as_good_as_an_install(maps: dict[str, Map]) -> None
             remains = None
             if left.hinder(change):
                 remains, left, flushed = tuple(left.cells), Remains(), flushed + 1
-            amended = generations.amend(maps, change, remains=remains)
+            amended = generations.amend(maps, change, new.rules, remains=remains)
             assert amended is not None, "no room for a set"
             assert amended > number
             assert amended % SLOTS == number % SLOTS
@@ -146,6 +146,6 @@ def test_a_set_without_room_changes_nothing(maps: dict[str, Map]) -> None:
     before = tables(maps, number)
     change = diff(one, recompile(one, rules, world({1: (0, 0), 2: (1, 1)})))
     far = {10_000: next(iter(change.put_sets.values()))}
-    assert generations.amend(maps, msgspec.structs.replace(change, put_sets=far)) is None
+    assert generations.amend(maps, msgspec.structs.replace(change, put_sets=far), one.rules) is None
     assert tables(maps, number) == before
     assert generations.in_force(maps) == number

@@ -237,7 +237,6 @@ def test_fragments_go_the_way_of_their_datagram(daemon: Daemon, sandboxes: Sandb
 @pytest.mark.parametrize(
     ("mark", "manifest"),
     [
-        ("on-change", WEB.replace("name: web}", "name: w, annotations: {portwright.dev/on-change: keep}}")),
         (
             "domainNames",
             """
@@ -259,15 +258,6 @@ apiVersion: projectcalico.org/v3
 kind: StagedGlobalNetworkPolicy
 metadata: {name: later}
 spec: {selector: all(), ingress: [{action: Deny}]}
-""",
-        ),
-        (
-            "Log",
-            """
-apiVersion: projectcalico.org/v3
-kind: GlobalNetworkPolicy
-metadata: {name: told}
-spec: {selector: all(), ingress: [{action: Log}, {action: Allow}]}
 """,
         ),
         (

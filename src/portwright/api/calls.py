@@ -224,9 +224,9 @@ def drops(port: str | None = None) -> Call[tuple[m.DropCount, ...]]:
     return Call("drops", m.DropsParams(port=port), tuple[m.DropCount, ...])
 
 
-def drops_follow(port: str | None = None) -> Call[m.DropEvent]:
+def drops_follow(port: str | None = None, *, logged: bool = False) -> Call[m.DropEvent]:
     """Iterate over dropped packets as they happen, on a connection of its own. Raises NotFound, Busy."""
-    return Call("drops.follow", m.DropsFollowParams(port=port), m.DropEvent)
+    return Call("drops.follow", m.DropsFollowParams(port=port, logged=logged), m.DropEvent)
 
 
 def why(

@@ -335,9 +335,13 @@ class DropEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 @method("drops.follow", DropEvent, stream=True)
 class DropsFollowParams(Params[DropEvent], frozen=True, kw_only=True):
-    """Stream dropped packets as they happen, of every port or of one."""
+    """Stream dropped packets as they happen, of every port or of one.
+
+    ``logged``: and the first packets of connections that pass and that a policy's rule logs.
+    """
 
     port: Name | None = None
+    logged: bool = False
 
 
 class WhyStep(msgspec.Struct, frozen=True, kw_only=True):

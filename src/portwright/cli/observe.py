@@ -13,7 +13,7 @@ import click
 from portwright.cli.main import Settings
 from portwright.cli.options import client_of, json_option
 from portwright.cli.output import print_json, print_table, printable
-from portwright.model.errors import DaemonUnavailable
+from portwright.model.errors import DaemonUnavailable, InvalidInput
 
 if TYPE_CHECKING:
     from portwright.api.methods import Check, Diagnosis, DropEvent, PortStats
@@ -84,14 +84,19 @@ def _print_stats(found: Iterable[PortStats], as_json: bool, *, line: bool) -> No
 @click.command()
 @click.argument("port", required=False)
 @click.option("--follow", is_flag=True, help="Print each dropped packet as it happens, until ^C.")
+@click.option(
+    "--logged", is_flag=True, help="With --follow: also connections that pass and that a policy's rule logs."
+)
 @json_option
 @click.pass_obj
-def drops(settings: Settings, port: str | None, follow: bool, as_json: bool) -> None:
+def drops(settings: Settings, /, *, port: str | None, follow: bool, logged: bool, as_json: bool) -> None:
     """Show what was dropped at every port, or at PORT, and for which reason."""
+    if logged and not follow:
+        raise InvalidInput("--logged", "without --follow", "what passes is not counted: add --follow")
     with client_of(settings) as client:
         if follow:
             try:
-                for event in client.drops_follow(port):
+                for event in client.drops_follow(port, logged=logged):
                     if as_json:
                         print_json(event, line=True)
                     else:

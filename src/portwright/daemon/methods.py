@@ -286,7 +286,7 @@ class Methods:
     ) -> AsyncIterator[m.DropEvent]:
         """Drops as they happen, until the caller goes; ``lost`` counts those left out before each."""
         port_id = self._store.find_port(params.port).port_id if params.port else None
-        async for drop in self._feed.follow(port_id):
+        async for drop in self._feed.follow(port_id, logged=params.logged):
             yield m.DropEvent(
                 time=drop.time,
                 port_id=drop.port_id,

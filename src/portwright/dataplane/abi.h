@@ -18,7 +18,7 @@
 
 /* Bumped when a map's layout or meaning changes: pins of another ABI are not reused. */
 enum pw_abi {
-	PW_ABI_VERSION = 2,
+	PW_ABI_VERSION = 3,
 };
 
 struct pw_addr {
@@ -224,6 +224,8 @@ enum pw_trace_const {
 	PW_TRACE_MARK = 0x70777279,
 	PW_TRACE_PRIORITY = 0x77687930,
 	PW_TRACE_STEPS = 16,
+	/* Of a RST that we send in a sandbox's name, between the programs. */
+	PW_RESET_MARK = 0x70777273,
 };
 
 enum pw_step {
@@ -274,6 +276,8 @@ PW_ASSERT_SIZE(struct pw_trace, 196);
 /* Policy. A verdict is a rule's number and these bits; 0 is "allowed, no policy selects it". */
 enum pw_verdict {
 	PW_V_RULE = 0x003fffff,
+	PW_V_RESET = 0x08000000, /* a denial that ends what is open: TCP's ends are told */
+	PW_V_KEEP = 0x10000000, /* a denial of what is opened: what is open stays */
 	PW_V_LOG = 0x20000000, /* a rule with action Log matched on the way */
 	PW_V_DENY = 0x40000000,
 };

@@ -10,7 +10,7 @@ from typing import NamedTuple
 class PwAbi(enum.IntEnum):
     """``enum pw_abi`` of abi.h, without the prefix."""
 
-    ABI_VERSION = 2
+    ABI_VERSION = 3
 
 
 class PwConnFlag(enum.IntEnum):
@@ -154,12 +154,15 @@ class PwTraceConst(enum.IntEnum):
     TRACE_MARK = 1886876281
     TRACE_PRIORITY = 2003335472
     TRACE_STEPS = 16
+    RESET_MARK = 1886876275
 
 
 class PwVerdict(enum.IntEnum):
     """``enum pw_verdict`` of abi.h, without the prefix."""
 
     V_RULE = 4194303
+    V_RESET = 134217728
+    V_KEEP = 268435456
     V_LOG = 536870912
     V_DENY = 1073741824
 

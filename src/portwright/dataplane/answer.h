@@ -9,6 +9,13 @@
 
 #include "guard.h"
 
+PW_INLINE __u16 pw_fold(__s64 sum)
+{
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + ((sum >> 32) & 0xffff);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~((sum & 0xffff) + (sum >> 16));
+}
+
 /* Swaps the Ethernet addresses; the packet goes back into the sandbox. */
 PW_INLINE int pw_bounce(struct __sk_buff *skb, const struct pw_port *port)
 {
@@ -88,10 +95,7 @@ __noinline int pw_answer_ns(struct __sk_buff *skb, const struct pw_port *port,
 	pseudo.next = bpf_htonl(IPPROTO_ICMPV6);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&na, sizeof(na), sum);
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + ((sum >> 32) & 0xffff);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	na.nd.csum = ~sum;
+	na.nd.csum = pw_fold(sum);
 
 	ip6.payload_len = bpf_htons(sizeof(na));
 	ip6.hop_limit = 255;

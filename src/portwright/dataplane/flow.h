@@ -62,6 +62,17 @@ PW_INLINE void pw_conn_close(const struct pw_flow *key, const struct pw_conn_val
 		__sync_fetch_and_add(&port->flows, -1);
 }
 
+/* Its ends are to be told that it is over: with their next packets, if these come within a minute. */
+PW_INLINE __u32 pw_conn_fades(struct pw_conn_value *value)
+{
+	if (value->conn.flags & PW_CF_REPLIED) {
+		value->conn.flags &= ~PW_CF_REPLIED;
+		value->conn.last_ns = bpf_ktime_get_coarse_ns();
+		bpf_timer_start(&value->timer, pw_idle_limit(&value->conn, IPPROTO_TCP), 0);
+	}
+	return 0;
+}
+
 static int pw_conn_expire(void *map, struct pw_flow *key, struct pw_conn_value *value)
 {
 	__u64 limit = pw_idle_limit(&value->conn, key->proto);
@@ -158,13 +169,5 @@ struct {
 	__type(key, struct pw_frag);
 	__type(value, __u32);
 } pw_frags SEC(".maps");
-
-PW_INLINE void pw_frag_key(struct pw_frag *key, const struct pw_packet *pkt)
-{
-	key->saddr = pkt->saddr;
-	key->daddr = pkt->daddr;
-	key->be_id = pkt->be_frag_id;
-	key->proto = pkt->proto;
-}
 
 #endif

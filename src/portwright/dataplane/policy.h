@@ -12,6 +12,7 @@
 #ifndef PW_POLICY_H
 #define PW_POLICY_H
 
+#include "answer.h"
 #include "flow.h"
 
 /* The address that stands for a port where it may send from others too (fe80::/10). */
@@ -39,12 +40,10 @@ PW_INLINE bool pw_is_ours(const struct pw_addr *addr)
 	return bpf_map_lookup_elem(&pw_addrs, &key) != NULL;
 }
 
-/* Behind a reason: the receiver's policy decided; and the number of the rule that did. */
+/* Behind a reason: the receiver's policy decided; the number of the rule that did; to be reset. */
 #define PW_BY_RECEIVER 0x100
 #define PW_RULE_SHIFT  9
-
-#define PW_DROP_JUDGED(skb, pkt, port_id, dir, verdict) \
-	pw_drop(skb, pkt, port_id, (dir) << 8 | ((verdict)&0xff), (verdict) >> PW_RULE_SHIFT)
+#define PW_RESETS      0x80000000
 
 #define barrier()    asm volatile("" ::: "memory")
 #define keep(x)	     asm volatile("" : "+r"(x))
@@ -199,19 +198,35 @@ __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service
 	return verdict ? *verdict : set->defaults[at];
 }
 
-/* Both sides' verdicts on a flow from @from to @to: 0, or the reason to drop, with the rule's number. */
-PW_INLINE __u32 pw_decide(__u32 slot, const struct pw_peer *from, const struct pw_peer *to,
-			  __u32 service, __u32 sides, struct pw_conn *conn)
+/* Both sides' verdicts on a flow from @from to @to. */
+PW_INLINE void pw_decide(__u32 slot, const struct pw_peer *from, const struct pw_peer *to,
+			 __u32 service, __u32 sides, struct pw_conn *conn)
 {
 	conn->egress =
 		sides & PW_SIDE_EGRESS ? pw_cell(slot, from->set_out, to->class_id, service) : 0;
 	conn->ingress =
 		sides & PW_SIDE_INGRESS ? pw_cell(slot, to->set_in, from->class_id, service) : 0;
-	if (conn->egress & PW_V_DENY)
-		return PW_R_POLICY | (conn->egress & PW_V_RULE) << PW_RULE_SHIFT;
-	if (conn->ingress & PW_V_DENY)
-		return PW_R_POLICY | PW_BY_RECEIVER | (conn->ingress & PW_V_RULE) << PW_RULE_SHIFT;
-	return 0;
+}
+
+/* 0, or the reason to drop, with the rule's number. */
+PW_INLINE __u32 pw_denied(const struct pw_conn *conn)
+{
+	__u32 verdict = conn->egress, side = 0;
+
+	if (!(verdict & PW_V_DENY)) {
+		verdict = conn->ingress;
+		side = PW_BY_RECEIVER;
+	}
+	if (!(verdict & PW_V_DENY))
+		return 0;
+	return PW_R_POLICY | side | (verdict & PW_V_RULE) << PW_RULE_SHIFT |
+	       (verdict & PW_V_RESET ? PW_RESETS : 0);
+}
+
+/* A side that would deny what is open, and keeps it: it goes by the @old verdict. */
+PW_INLINE __u32 pw_kept(__u32 verdict, __u32 old)
+{
+	return (verdict & (PW_V_DENY | PW_V_KEEP)) == (PW_V_DENY | PW_V_KEEP) ? old : verdict;
 }
 
 /* The layer 4 header of the packet that an ICMP error quotes, as a packet of its own. */
@@ -268,28 +283,25 @@ __noinline int pw_related(struct __sk_buff *skb, struct pw_packet *pkt, __u32 si
 	return bpf_map_lookup_elem(&pw_conns, &key) != NULL;
 }
 
-/* A later fragment goes the way of its datagram's first one, which has the ports. */
-__noinline int pw_later_fragment(struct pw_packet *pkt, __u32 generation)
+/*
+ * A later fragment goes the way of its datagram's first one, which has the
+ * ports: 0 if that was let through in this generation. @first: it was.
+ */
+__noinline int pw_fragment(struct pw_packet *pkt, __u32 generation, __u32 first)
 {
 	struct pw_frag key = {};
 	__u32 *judged;
 
 	if (!pkt || !generation)
 		return 0;
-	pw_frag_key(&key, pkt);
+	key.saddr = pkt->saddr;
+	key.daddr = pkt->daddr;
+	key.be_id = pkt->be_frag_id;
+	key.proto = pkt->proto;
+	if (first)
+		bpf_map_update_elem(&pw_frags, &key, &generation, BPF_ANY);
 	judged = bpf_map_lookup_elem(&pw_frags, &key);
 	return judged && *judged == generation ? 0 : PW_R_FRAGMENT_ORDER;
-}
-
-__noinline int pw_first_fragment(struct pw_packet *pkt, __u32 generation)
-{
-	struct pw_frag key = {};
-
-	if (!pkt)
-		return 0;
-	pw_frag_key(&key, pkt);
-	bpf_map_update_elem(&pw_frags, &key, &generation, BPF_ANY);
-	return 0;
 }
 
 /*
@@ -308,7 +320,7 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	struct pw_peer source, target;
 	struct pw_conn_value *value;
 	struct pw_flow key = {};
-	bool first, answers = false;
+	bool first, answers = false, open = false;
 	__u8 tcp = pkt ? pkt->tcp_flags : 0;
 	__u32 reason = 0;
 
@@ -318,7 +330,8 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	value = bpf_map_lookup_elem(&pw_conns, &key);
 	if (value) {
 		answers = first != !!(value->conn.flags & PW_CF_FIRST_OPENED);
-		if (answers && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) == PW_TCP_SYN) {
+		open = !answers || (tcp & (PW_TCP_SYN | PW_TCP_ACK)) != PW_TCP_SYN;
+		if (!open) {
 			answers = false;
 		} else if (value->conn.generation == generation) {
 			if (!pw_traced(skb))
@@ -340,20 +353,31 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 		if (sides == PW_SIDE_INGRESS && source.owner && pw_is_ours(&pkt->saddr))
 			return PW_R_SRC_IP;
 		if (answers)
-			reason = pw_decide(slot, &target, &source, pw_service(pkt, pkt->be_sport),
-					   value->conn.sides, &conn);
+			pw_decide(slot, &target, &source, pw_service(pkt, pkt->be_sport),
+				  value->conn.sides, &conn);
 		else
-			reason = pw_decide(slot, &source, &target, pw_service(pkt, pkt->be_dport),
-					   sides, &conn);
+			pw_decide(slot, &source, &target, pw_service(pkt, pkt->be_dport), sides,
+				  &conn);
+		if (open) {
+			conn.egress = pw_kept(conn.egress, value->conn.egress);
+			conn.ingress = pw_kept(conn.ingress, value->conn.ingress);
+		}
+		reason = pw_denied(&conn);
 		PW_STEP(skb, PW_S_POLICY, conn.egress, conn.ingress);
 	}
 	if (pw_traced(skb))
-		return reason;
+		return reason & ~PW_RESETS;
 	if (reason) {
-		if (value && (answers || value->conn.generation != generation))
-			pw_conn_close(&key, value);
-		return reason;
+		if (!open)
+			return reason & ~PW_RESETS;
+		if ((reason & PW_RESETS) && pkt->proto == IPPROTO_TCP)
+			return reason | pw_conn_fades(value);
+		pw_conn_close(&key, value);
+		return reason & ~PW_RESETS;
 	}
+	if ((conn.egress | conn.ingress) & PW_V_LOG && !open)
+		pw_event(skb, pkt, port->port_id, sides == PW_SIDE_INGRESS ? PW_TO_PORT << 8 : 0,
+			 (conn.egress & PW_V_LOG ? conn.egress : conn.ingress) & PW_V_RULE);
 	if (value) {
 		value->conn.egress = conn.egress;
 		value->conn.ingress = conn.ingress;
@@ -374,6 +398,93 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 		conn.ifindex = skb->ingress_ifindex;
 	reason = pw_conn_open(&key, &conn, port);
 	return generation ? reason : 0;
+}
+
+/*
+ * Tells the sender of a TCP packet that its connection has ended: turns the
+ * packet into the RST of its other end. @outside: the sender is none of this
+ * port's sandbox.
+ */
+__noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, __u32 outside)
+{
+	struct pw_pseudo pseudo = {};
+	__u32 off, check_off;
+	struct tcphdr tcp, rst = {};
+	struct ipv6hdr ip6;
+	struct iphdr ip;
+	bool v4 = pkt && pkt->be_proto == bpf_htons(ETH_P_IP);
+	__u8 macs[2 * ETH_ALEN];
+	__u16 check, again;
+	__s64 sum;
+
+	if (!pkt || bpf_skb_load_bytes(skb, pkt->l4_off, &tcp, sizeof(tcp)) || tcp.rst)
+		return TC_ACT_SHOT;
+	off = ETH_HLEN + (v4 ? sizeof(ip) : sizeof(ip6));
+	/* With options it is dropped like others: an end that lives sends plain ones too. */
+	if (pkt->l4_off != off || bpf_skb_change_tail(skb, off + sizeof(rst), 0))
+		return TC_ACT_SHOT;
+	bpf_skb_load_bytes(skb, 0, macs, sizeof(macs));
+	bpf_skb_store_bytes(skb, 0, macs + ETH_ALEN, ETH_ALEN, 0);
+	bpf_skb_store_bytes(skb, ETH_ALEN, macs, ETH_ALEN, 0);
+	if (v4) {
+		bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip));
+		ip.tot_len = bpf_htons(sizeof(ip) + sizeof(rst));
+		ip.saddr = pkt->daddr.be[3];
+		ip.daddr = pkt->saddr.be[3];
+		ip.check = 0;
+		ip.check = pw_fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
+		bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
+	} else {
+		bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6));
+		ip6.payload_len = bpf_htons(sizeof(rst));
+		__builtin_memcpy(&ip6.saddr, &pkt->daddr, sizeof(ip6.saddr));
+		__builtin_memcpy(&ip6.daddr, &pkt->saddr, sizeof(ip6.daddr));
+		bpf_skb_store_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6), 0);
+	}
+	rst.source = tcp.dest;
+	rst.dest = tcp.source;
+	rst.seq = tcp.ack_seq;
+	rst.doff = sizeof(rst) / 4;
+	rst.rst = 1;
+	pseudo.next = bpf_htonl(IPPROTO_TCP);
+	pseudo.saddr = pkt->daddr;
+	pseudo.daddr = pkt->saddr;
+	pseudo.len = bpf_htonl(sizeof(rst));
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
+	/*
+	 * Is the checksum still to be made, by whoever sends it on? Then this
+	 * changes nothing, and the sum of the pseudo header belongs there.
+	 */
+	check_off = off + offsetof(struct tcphdr, check);
+	bpf_skb_load_bytes(skb, check_off, &check, sizeof(check));
+	bpf_l4_csum_replace(skb, check_off, 0, bpf_htons(1), sizeof(check));
+	bpf_skb_load_bytes(skb, check_off, &again, sizeof(again));
+	rst.check = check == again
+			    ? ~pw_fold(sum)
+			    : pw_fold(bpf_csum_diff(NULL, 0, (__be32 *)&rst, sizeof(rst), sum));
+	bpf_skb_store_bytes(skb, off, &rst, sizeof(rst), BPF_F_INVALIDATE_HASH);
+	if (!outside)
+		return bpf_redirect_peer(skb->ifindex, 0);
+	skb->mark = PW_RESET_MARK;
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
+/* Is it a RST of pw_reset()? A function, so that ctx is used at its fields' own places. */
+__noinline int pw_is_reset(struct __sk_buff *skb)
+{
+	if (skb->mark != PW_RESET_MARK)
+		return false;
+	skb->mark = 0;
+	return true;
+}
+
+/* The end of a packet that policy refuses: counted, and where the rule says so its sender is told. */
+PW_INLINE int pw_refuse(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id, __u32 dir,
+			__u32 verdict, bool outside)
+{
+	pw_drop(skb, pkt, port_id, dir << 8 | (verdict & 0xff),
+		verdict >> PW_RULE_SHIFT & PW_V_RULE);
+	return verdict & PW_RESETS ? pw_reset(skb, pkt, outside) : TC_ACT_SHOT;
 }
 
 #endif

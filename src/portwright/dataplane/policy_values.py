@@ -15,11 +15,19 @@ _WORD = struct.Struct("=I")
 _UNUSED = 0xFFFFFFFF
 
 
-def verdict_word(*, allow: bool, rule: int, log: bool) -> int:
-    """``enum pw_verdict``: the rule's number with its bits. ValueError for a number that does not fit."""
+def verdict_word(
+    *, allow: bool, rule: int, log: bool = False, keep: bool = False, reset: bool = False
+) -> int:
+    """``enum pw_verdict``: the rule's number with its bits. ValueError for a number that does not fit.
+
+    ``keep``, ``reset``: what a denial means for a flow that is open.
+    """
     if not 0 <= rule <= PwVerdict.V_RULE:
         raise ValueError(f"rule number {rule} does not fit in {PwVerdict.V_RULE:#x}")
-    return rule | (0 if allow else PwVerdict.V_DENY) | (PwVerdict.V_LOG if log else 0)
+    bits = PwVerdict.V_LOG if log else 0
+    if not allow:
+        bits |= PwVerdict.V_DENY | (PwVerdict.V_KEEP if keep else 0) | (PwVerdict.V_RESET if reset else 0)
+    return rule | bits
 
 
 def peer_value(*, class_id: int, set_in: int, set_out: int, owner: int) -> bytes:

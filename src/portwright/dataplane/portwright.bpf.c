@@ -140,6 +140,8 @@ PW_INLINE __u32 pw_judge(struct __sk_buff *skb, struct pw_packet *pkt, struct pw
 
 	if (!in_force)
 		return PW_R_NOT_READY;
+	if (pw_is_reset(skb))
+		return 0;
 	/* Read once: all of the verdict is of one generation. */
 	generation = READ_ONCE(*in_force);
 	if (!generation && !(pkt->tcp_flags & (PW_TCP_SYN | PW_TCP_FIN | PW_TCP_RST)))
@@ -147,12 +149,12 @@ PW_INLINE __u32 pw_judge(struct __sk_buff *skb, struct pw_packet *pkt, struct pw
 	if (pw_is_nd(pkt))
 		return 0;
 	if (pkt->flags & PW_P_LATER_FRAGMENT)
-		return pw_later_fragment(pkt, generation);
+		return pw_fragment(pkt, generation, false);
 	if (pw_icmp_error(pkt) && pw_related(skb, pkt, sides))
 		return 0;
 	reason = pw_policy(skb, pkt, port, generation, sides);
-	if (!reason && generation && (pkt->flags & PW_P_FRAGMENT))
-		pw_first_fragment(pkt, generation);
+	if (!reason && (pkt->flags & PW_P_FRAGMENT))
+		pw_fragment(pkt, generation, true);
 	return reason;
 }
 
@@ -188,10 +190,10 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 	if (target && (verdict & PW_BY_RECEIVER)) {
 		/* The sender's part was carried; the receiver's port refused it. */
 		pw_count_from(skb, port->port_id, skb->len, false);
-		return PW_DROP_JUDGED(skb, pkt, target->port_id, PW_TO_PORT, verdict);
+		return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, false);
 	}
 	if (verdict)
-		return PW_DROP_JUDGED(skb, pkt, port->port_id, PW_FROM_PORT, verdict);
+		return pw_refuse(skb, pkt, port->port_id, PW_FROM_PORT, verdict, false);
 	if (!target)
 		return PW_NEXT;
 	if (target->flags & PW_PF_DOWN) {
@@ -336,7 +338,7 @@ int pw_to_port(struct __sk_buff *skb)
 		__u32 verdict = pw_judge(skb, &pkt, from ? from : port, sides);
 
 		if (verdict)
-			return PW_DROP_JUDGED(skb, &pkt, port->port_id, PW_TO_PORT, verdict);
+			return pw_refuse(skb, &pkt, port->port_id, PW_TO_PORT, verdict, true);
 	}
 	if (is_ip && pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_MTU);

@@ -122,7 +122,9 @@ def limit_spec(value: bytes) -> PwLimitSpec:
 
 
 def reason_text(reason: int) -> str:
-    """``PwReason.R_SRC_MAC`` -> ``src_mac``; an unknown number says so."""
+    """``PwReason.R_SRC_MAC`` -> ``src_mac``; an unknown number says so. None: a rule logs what passed."""
+    if reason == PwReason.R_NONE:
+        return "logged"
     try:
         return PwReason(reason).name.removeprefix("R_").lower()
     except ValueError:

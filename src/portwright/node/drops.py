@@ -59,8 +59,11 @@ class DropFeed:
             except asyncio.QueueFull:
                 lost[0] += 1
 
-    async def follow(self, port_id: str | None) -> AsyncIterator[Drop]:
-        """Drops as they happen, of every port or of one, until the caller stops."""
+    async def follow(self, port_id: str | None, *, logged: bool = False) -> AsyncIterator[Drop]:
+        """Drops as they happen, of every port or of one, until the caller stops.
+
+        ``logged``: and the connections that pass and that a policy's rule logs.
+        """
         queue: asyncio.Queue[Drop] = asyncio.Queue(QUEUE)
         first = not self._listeners
         self._listeners[queue] = [0]
@@ -73,7 +76,7 @@ class DropFeed:
         try:
             while True:
                 drop = await queue.get()
-                if port_id is None or drop.port_id == port_id:
+                if port_id in {None, drop.port_id} and (logged or drop.reason != "logged"):
                     yield drop
         finally:
             del self._listeners[queue]

@@ -31,7 +31,8 @@ from portwright.model.errors import InternalError
 from portwright.node.faults import Faults
 from portwright.node.switch import OBJECT
 from portwright.policy.difference import CellKey, Difference
-from portwright.policy.tables import AddressEntry, Compiled, SetTable, Verdict
+from portwright.policy.rules import OnChange
+from portwright.policy.tables import AddressEntry, Compiled, RuleInfo, SetTable, Verdict
 
 _SLOTS = int(PwPolicyConst.SLOTS)
 _U32 = struct.Struct("=I")
@@ -45,6 +46,7 @@ _SPARE_SETS = 32
 _NO_FAULTS = Faults()
 
 Entries = dict[str, list[tuple[bytes, bytes]]]
+Rules = Mapping[int, RuleInfo]
 
 
 @functools.cache
@@ -64,8 +66,8 @@ def entries_of(compiled: Compiled) -> Entries:
             (policy_values.net_key(cidr), policy_values.number_value(class_id))
             for cidr, class_id in compiled.prefixes.items()
         ],
-        "pw_sets": [_set(number, table) for number, table in compiled.sets.items()],
-        "pw_cells": [_cell(key, verdict) for key, verdict in compiled.cells()],
+        "pw_sets": [_set(number, table, compiled.rules) for number, table in compiled.sets.items()],
+        "pw_cells": [_cell(key, verdict, compiled.rules) for key, verdict in compiled.cells()],
     }
 
 
@@ -76,21 +78,28 @@ def _peer(address: str, entry: AddressEntry) -> tuple[bytes, bytes]:
     return values.address(address), value
 
 
-def _set(number: int, table: SetTable) -> tuple[bytes, bytes]:
+def _set(number: int, table: SetTable, rules: Rules) -> tuple[bytes, bytes]:
     value = policy_values.set_value(
         starts=table.starts,
         classes=table.port_classes,
-        defaults=[_word(verdict) for verdict in table.defaults],
+        defaults=[_word(verdict, rules) for verdict in table.defaults],
     )
     return _U32.pack(number), value
 
 
-def _cell(key: tuple[int, int, int], verdict: Verdict) -> tuple[bytes, bytes]:
-    return policy_values.cell_key(*key), policy_values.number_value(_word(verdict))
+def _cell(key: CellKey, verdict: Verdict, rules: Rules) -> tuple[bytes, bytes]:
+    return policy_values.cell_key(*key), policy_values.number_value(_word(verdict, rules))
 
 
-def _word(verdict: Verdict) -> int:
-    return policy_values.verdict_word(allow=verdict.allow, rule=verdict.rule, log=verdict.log)
+def _word(verdict: Verdict, rules: Rules) -> int:
+    on_change = rules[verdict.rule].on_change
+    return policy_values.verdict_word(
+        allow=verdict.allow,
+        rule=verdict.rule,
+        log=verdict.log,
+        keep=on_change is OnChange.KEEP,
+        reset=on_change is OnChange.RESET,
+    )
 
 
 def in_force(maps: Mapping[str, Map]) -> int:
@@ -127,16 +136,18 @@ def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAUL
 def amend(
     maps: Mapping[str, Map],
     change: Difference,
+    rules: Rules,
     *,
     remains: Collection[CellKey] | None = None,
     faults: Faults = _NO_FAULTS,
 ) -> int | None:
     """Turns the tables in force into the next ones, in place; the generation's new number.
 
-    ``change`` must be atomic and from what is in force. ``remains``: cells that earlier changes left behind and
-    that must go first, when the packets of the moment are through; None: they may stay. The change's own are
-    left. None: a table has no room for it, and nothing has changed. Raises KernelFailed: then packets are
-    decided by the old tables or by the new, each by one of them; the new are to be installed whole.
+    ``change`` must be atomic and from what is in force; ``rules`` are the next tables'. ``remains``: cells
+    that earlier changes left behind and that must go first, when the packets of the moment are through;
+    None: they may stay. The change's own are left. None: a table has no room for it, and nothing has changed.
+    Raises KernelFailed: then packets are decided by the old tables or by the new, each by one of them; the
+    new are to be installed whole.
     """
     now = in_force(maps)
     with contextlib.ExitStack() as stack:
@@ -147,8 +158,10 @@ def amend(
             _wait_for_packets(maps, now)
             inner["pw_cells"].delete_batch(policy_values.cell_key(*key) for key in remains)
         for set_id, table in change.put_sets.items():
-            inner["pw_sets"].update(*_set(set_id, table))
-        inner["pw_cells"].update_batch(_cell(key, verdict) for key, verdict in change.put_cells.items())
+            inner["pw_sets"].update(*_set(set_id, table, rules))
+        inner["pw_cells"].update_batch(
+            _cell(key, verdict, rules) for key, verdict in change.put_cells.items()
+        )
         faults.at("policy:amend-cells")
         for address, entry in change.put_addresses.items():
             inner["pw_peers"].update(*_peer(address, entry))

@@ -24,9 +24,8 @@ from portwright.policy.difference import CellKey, Remains, diff
 from portwright.policy.explain import explain
 from portwright.policy.lint import Lint
 from portwright.policy.manifests.cluster import workload_labels
-from portwright.policy.manifests.convert import ON_CHANGE
 from portwright.policy.manifests.read import DEFAULT_NAMESPACE, Manifests, read
-from portwright.policy.rules import Action, Endpoint, EndpointKind, Flow, OnChange, Rule, Snapshot
+from portwright.policy.rules import Endpoint, EndpointKind, Flow, Rule, Snapshot
 from portwright.policy.tables import Compiled, Size
 
 #: Labels that CNI's Kubernetes arguments become (docs/cni.md).
@@ -181,7 +180,9 @@ class Policies:
             number: int | None = None
             known = installed.get(cookie, 0)
             if change is not None and change.atomic and known and known == generations.in_force(switch.maps):
-                number = generations.amend(switch.maps, change, remains=remains, faults=self._faults)
+                number = generations.amend(
+                    switch.maps, change, compiled.rules, remains=remains, faults=self._faults
+                )
             if number is None:
                 entries = entries or generations.entries_of(compiled)
                 number = generations.install(switch.maps, entries, self._faults)
@@ -223,9 +224,6 @@ def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
             raise InvalidInput("HostEndpoint", end.title, why)
     for policy in manifests.policy_set.policies:
         place = f"{policy.where}: {policy.kind} {policy.title}"
-        if policy.on_change is not OnChange.RECHECK:
-            why = "this release rechecks open connections, whatever the policy; leave it out"
-            raise InvalidInput(f"{place}: {ON_CHANGE}", policy.on_change.value, why)
         if policy.staged:
             raise InvalidInput(
                 place, "staged", "staged policies are not reported on by this release; leave it out"
@@ -234,9 +232,6 @@ def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
             why = "policy on the host's own interfaces is not enforced by this release; leave it out"
             raise InvalidInput(f"{place}: spec", "doNotTrack, preDNAT or applyOnForward", why)
         for rule in (*(policy.ingress or ()), *(policy.egress or ())):
-            if rule.action is Action.LOG:
-                why = "this release logs no packets that pass; `portwright drops --follow` shows the others"
-                raise InvalidInput(f"{rule.where}: {policy.title}: action", "Log", why)
             if any(peer.domains is not None for peer in rule.peers or ()):
                 why = "domain names are not resolved by this release; use ipBlock or networks"
                 raise InvalidInput(f"{rule.where}: {policy.title}: domainNames", list(_domains(rule)), why)

@@ -18,7 +18,10 @@ _POLICYS = frozenset({"policy", "not_ready", "flow_table", "fragment_order"})
 
 
 class Drop(NamedTuple):
-    """One reported drop. ``time`` is unix seconds."""
+    """One reported drop; or, of reason ``logged``, a connection that a Log rule matched and policy lets pass.
+
+    ``time`` is unix seconds.
+    """
 
     time: float
     port_id: str
@@ -55,7 +58,7 @@ def rule_of(reason: str, other: int | None = None, policy_rule: Callable[[int], 
     """The rule that decided, by name. ``other``: the network on the other side, or the policy's rule."""
     if reason == "isolation":
         return f"isolation: net {other} is not in reach" if other else "isolation"
-    if reason == "policy" and other is not None:
+    if reason in {"policy", "logged"} and other is not None:
         return f"policy: {policy_rule(other)}"
     if reason == "limit":
         return "limit"

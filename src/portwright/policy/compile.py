@@ -236,7 +236,7 @@ class _Compilation:
             return known
         key: _SetKey = tuple(
             (
-                self.names.of_default(tier, direction),
+                self.names.of_default(tier, direction, policies),
                 tier.default is Action.DENY,
                 tuple(self._list(policy, direction, place, ports) for policy in policies),
             )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from portwright.policy.numbers import Numbers
-from portwright.policy.rules import Direction, Policy, Tier
+from portwright.policy.rules import Direction, OnChange, Policy, Tier
 from portwright.policy.tables import BUILT_IN_RULES, RuleInfo
 
-#: (kind, namespace, name, direction, index), or a tier's default: ("", "", tier, direction, -1).
-RuleKey: TypeAlias = tuple[str, str, str, Direction, int]
+#: (kind, namespace, name, direction, index, on change); a tier's default: ("", "", tier, direction, -1, …).
+RuleKey: TypeAlias = tuple[str, str, str, Direction, int, OnChange]
 
 
 class RuleNames:
@@ -21,7 +21,9 @@ class RuleNames:
 
     def of_rule(self, policy: Policy, direction: Direction, index: int) -> int:
         """The number of the rule at ``index`` of a policy's rules of that direction."""
-        number = self._numbers.of((policy.kind, policy.namespace, policy.name, direction, index))
+        number = self._numbers.of(
+            (policy.kind, policy.namespace, policy.name, direction, index, policy.on_change)
+        )
         if number not in self.infos:
             rule = (policy.rules(direction) or ())[index]
             self.infos[number] = RuleInfo(
@@ -38,11 +40,22 @@ class RuleNames:
             )
         return number
 
-    def of_default(self, tier: Tier, direction: Direction) -> int:
-        """The number of a tier's default."""
-        number = self._numbers.of(("", "", tier.name, direction, -1))
+    def of_default(self, tier: Tier, direction: Direction, policies: tuple[Policy, ...]) -> int:
+        """The number of a tier's default, where these of its policies select.
+
+        What it means for open flows is what they say: a reset if one asks for it, and keeping them if all do.
+        """
+        asked = {policy.on_change for policy in policies}
+        on_change = OnChange.RESET if OnChange.RESET in asked else OnChange.RECHECK
+        if asked == {OnChange.KEEP}:
+            on_change = OnChange.KEEP
+        number = self._numbers.of(("", "", tier.name, direction, -1, on_change))
         if number not in self.infos:
             self.infos[number] = RuleInfo(
-                implicit="tier-default", tier=tier.name, direction=direction, action=tier.default
+                implicit="tier-default",
+                tier=tier.name,
+                direction=direction,
+                action=tier.default,
+                on_change=on_change,
             )
         return number

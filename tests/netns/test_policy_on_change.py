@@ -1,0 +1,160 @@
+"""What a change of policy means for connections that are open, as its annotation says; and rules that log."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import subprocess
+from contextlib import closing
+
+import pytest
+
+from portwright.model.port import PortMapping
+from tests.deadline import wait_until
+from tests.fix_daemon import HOST4, HOST6, PORTWRIGHT, WORLD4, WORLD6, Daemon, SandboxFactory
+from tests.fix_netns import TestNetns
+from tests.netns.policy_lab import Probe, connect, listening
+
+pytestmark = pytest.mark.netns
+
+#: Nobody opens a connection to app=web, or app=client none, and what is open ends as the annotation says.
+CLOSED = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: closed, annotations: {{portwright.dev/on-change: {on_change}}}}}
+spec:
+  podSelector: {{matchLabels: {{app: {app}}}}}
+  policyTypes: [{direction}]
+"""
+INGRESS, EGRESS = ("web", "Ingress"), ("client", "Egress")
+
+
+def closed(on_change: str, who: tuple[str, str] = INGRESS) -> list[tuple[str, str]]:
+    """The manifest file."""
+    app, direction = who
+    return [("closed.yaml", CLOSED.format(on_change=on_change, app=app, direction=direction))]
+
+
+def accepted(listener: socket.socket) -> socket.socket:
+    """The listener's end of the connection that was just made."""
+    made, _ = listener.accept()
+    made.settimeout(3)
+    return made
+
+
+def carries(source: socket.socket, target: socket.socket) -> bool:
+    """Whether a byte arrives. The veth's way is synchronous: what was let through is there at once."""
+    source.send(b"x")
+    return bool(select.select([target], [], [], 0)[0]) and target.recv(16) == b"x"
+
+
+@pytest.mark.parametrize("who", [INGRESS, EGRESS], ids=["ingress", "egress"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_keep_leaves_open_connections_alone(
+    daemon: Daemon, sandboxes: SandboxFactory, who: tuple[str, str], family: int
+) -> None:
+    """Both ways, over several changes, but new ones are refused; and with the next policy, which rechecks,
+    the old connection ends too."""
+    web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
+    address = web.ip4 if family == 4 else web.ip6
+    with (
+        listening(web.ns, 80) as listener,
+        daemon.client() as api,
+        closing(connect(client.ns, address, 80)) as one,
+        closing(accepted(listener)) as other,
+    ):
+        for number in range(3):
+            api.policy_apply([*closed("keep", who), (f"{number}.yaml", "")])
+            assert carries(one, other), number
+            assert carries(other, one), number
+            assert not Probe(daemon).reaches(client, address, 80)
+        api.policy_apply(closed("recheck", who))
+        assert not carries(one, other)
+
+
+@pytest.mark.parametrize("who", [INGRESS, EGRESS], ids=["ingress", "egress"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_reset_tells_both_ends(
+    daemon: Daemon, sandboxes: SandboxFactory, who: tuple[str, str], family: int
+) -> None:
+    """Each end's next packet, data of several segments too, is answered with a RST that its kernel takes."""
+    web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
+    address = web.ip4 if family == 4 else web.ip6
+    with listening(web.ns, 80) as listener, daemon.client() as api:
+        with closing(connect(client.ns, address, 80)) as one, closing(accepted(listener)) as other:
+            assert carries(one, other)
+            api.policy_apply(closed("reset", who))
+            one.send(bytes(20_000))
+            with pytest.raises(ConnectionResetError):
+                one.recv(1)
+            other.send(b"x")
+            with pytest.raises(ConnectionResetError):
+                other.recv(1)
+        assert not Probe(daemon).reaches(client, address, 80)
+        dropped = {(d.port_id, d.direction) for d in api.drops() if d.reason == "policy"}
+        guilty, way = (web, "to_port") if who == INGRESS else (client, "from_port")
+        assert (guilty.port.port_id, way) in dropped
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_reset_tells_the_world(
+    daemon: Daemon, world: TestNetns, sandboxes: SandboxFactory, family: int
+) -> None:
+    """Behind a published port, and in a connection to outside, where the host translates addresses."""
+    web = sandboxes(labels={"app": "web"}, port_mappings=(PortMapping(host_port=8080, container_port=80),))
+    client = sandboxes(labels={"app": "client"})
+    host, outside = (HOST4, WORLD4) if family == 4 else (HOST6, WORLD6)
+    with (
+        listening(web.ns, 80) as inside,
+        listening(world, 90) as beyond,
+        daemon.client() as api,
+        closing(connect(world, host, 8080)) as guest,
+        closing(accepted(inside)),
+        closing(connect(client.ns, outside, 90)) as leaving,
+        closing(accepted(beyond)) as reached,
+    ):
+        second = closed("reset", EGRESS)[0][1].replace("name: closed", "name: second")
+        api.policy_apply([*closed("reset"), ("second.yaml", second)])
+        for end in (guest, leaving, reached):
+            end.send(b"x")
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+
+
+def test_a_rule_that_logs_is_heard_and_decides_nothing(daemon: Daemon, sandboxes: SandboxFactory) -> None:
+    """``drops --follow --logged`` prints the first packet of each connection that it matches, with the rule
+    that let it pass; it counts as no drop."""
+    web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
+    rules = """
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: noted, namespace: default}
+spec:
+  selector: app == 'web'
+  ingress:
+  - {action: Log, protocol: TCP, destination: {ports: [80]}}
+  - {action: Allow}
+"""
+    command = [str(PORTWRIGHT), "--run-dir", str(daemon.run_dir), "drops", "--follow", "--json"]
+    with listening(web.ns, 80), listening(web.ns, 81), daemon.client() as api:
+        api.policy_apply([("log.yaml", rules)])
+        with subprocess.Popen([*command, "--logged"], stdout=subprocess.PIPE, text=True) as told:
+            assert told.stdout is not None
+            heard: list[dict[str, object]] = []
+
+            def hears() -> bool:
+                assert told.stdout is not None
+                assert Probe(daemon).reaches(client, web.ip4, 81)
+                assert Probe(daemon).reaches(client, web.ip4, 80)
+                if select.select([told.stdout], [], [], 0)[0]:
+                    heard.append(json.loads(told.stdout.readline()))
+                return bool(heard)
+
+            wait_until(hears, why="the first event")
+            told.terminate()
+        assert not [d for d in api.drops() if d.reason == "logged"]
+    event = heard[0]
+    assert event["reason"] == "logged"
+    assert str(event["rule"]).endswith("default/noted ingress[1]")
+    assert f"{web.ip4}.80 tcp" in str(event["summary"])
