@@ -11,7 +11,7 @@ MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null)
 DATAPLANE := src/portwright/dataplane
 BPF_SOURCES := $(wildcard $(DATAPLANE)/*.bpf.c)
 BPF_HEADERS := $(wildcard $(DATAPLANE)/*.h)
-BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
+BPF_OBJECTS := $(BPF_SOURCES:.c=.o) $(DATAPLANE)/abi.bpf.o
 BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Werror -I $(DATAPLANE) -I /usr/include/$(MULTIARCH)
 
 SHIM := src/portwright/cni/shim/portwright-cni
@@ -34,6 +34,12 @@ build: $(BPF_OBJECTS) $(SHIM) ## BPF objects and the CNI shim
 
 $(DATAPLANE)/%.bpf.o: $(DATAPLANE)/%.bpf.c $(BPF_HEADERS) Makefile
 	clang $(BPF_CFLAGS) -c $< -o $@
+
+# Never loaded: a variable of every type of abi.h, so that its BTF has all of them, for generate.py.
+$(DATAPLANE)/abi.bpf.o: $(DATAPLANE)/abi.h Makefile
+	{ echo '#include "abi.h"'; echo 'struct {'; \
+	  sed -n 's/^\(enum\|struct\) \(pw_[a-z0-9_]*\) {$$/\1 \2 \2;/p' $<; echo '} pw_types;'; } \
+	  | clang $(BPF_CFLAGS) -x c -c - -o $@
 
 $(SHIM): $(SHIM).c Makefile
 	gcc $(SHIM_CFLAGS) $< -o $@

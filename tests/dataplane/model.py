@@ -208,7 +208,7 @@ def _ipv6(data: bytes, gso: bool, _verdict: Verdict) -> _Packet:
     if src.ipv4_mapped or dst.ipv4_mapped:
         raise _Refused("ip_version")
     packet = _Packet(6, src, dst, ttl=data[7], proto=data[6], length=total)
-    at, count = 40, 0
+    at, count, frag = 40, 0, 0
     while packet.proto in EXTENSIONS and not packet.later:
         count += 1
         if count > EXT_MOST:
@@ -226,10 +226,17 @@ def _ipv6(data: bytes, gso: bool, _verdict: Verdict) -> _Packet:
             at += (data[at + 1] + 2) * 4 if this == AH else (data[at + 1] + 1) * 8
         if at > total:
             raise _Refused("truncated")
+        # RFC 1858, for IPv6: a later piece could replace what the first one showed.
+        if packet.later and packet.proto == TCP and frag >> 3 == 1:
+            raise _Refused("fragment")
+        if packet.fragment and not packet.later and packet.proto in EXTENSIONS:
+            raise _Refused("fragment")
     packet.l4 = data[at:total]
     if not packet.later:
         # RFC 7112: the first fragment holds the whole chain
         _upper(packet, "fragment" if packet.fragment else "truncated")
+        if packet.fragment and packet.proto == TCP and len(packet.l4) < 14:
+            raise _Refused("fragment")
     return packet
 
 

@@ -180,7 +180,7 @@ REFUSED: list[tuple[str, str, bytes]] = [
     ),
     (
         "RA in a first fragment behind options",
-        "nd_spoof",
+        "fragment",
         wrap(frames.ipv6(A6, "ff02::1", *frames.chain([60, 44, 60], ICMP6, RA, frag=1), ttl=255)),
     ),
     (

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
-from portwright.api.methods import PortStats
+from portwright.api.methods import DropEvent, PortStats
 from portwright.model.network import GATEWAY_MAC
 from portwright.model.port import Port
-from tests.deadline import PATIENCE
+from tests.deadline import PATIENCE, wait_until
 from tests.fix_daemon import Daemon, Sandbox
 from tests.fix_netns import TestNetns
 
@@ -113,3 +114,56 @@ def ear(ns: TestNetns, dev: str) -> Iterator[Ear]:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         sock.bind((dev, _ETH_P_ALL))
         yield Ear(sock)
+
+
+class Follower:
+    """Reads the port's drop events in a thread, as ``portwright drops --follow --logged`` does."""
+
+    def __init__(self, daemon: Daemon, box: Sandbox) -> None:
+        self.events: list[DropEvent] = []
+        self._client = daemon.client()
+        self._port = box.port.port_id
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for event in self._client.drops_follow(self._port, logged=True):
+            if event.reason == "vlan":
+                return
+            self.events.append(event)
+
+    def of(self, reason: str) -> list[DropEvent]:
+        """Those with this reason so far."""
+        return [event for event in self.events if event.reason == reason]
+
+    def finish(self, box: Sandbox) -> None:
+        """Send a tagged frame, which ends the reading."""
+
+        def ended() -> bool:
+            inject(box.ns, "eth0", _tagged(box))
+            return not self._thread.is_alive()
+
+        wait_until(ended, why="the follower to end")
+        self._thread.join()
+        self._client.close()
+
+
+def _tagged(box: Sandbox) -> bytes:
+    return bytes(Ether(src=box.port.mac, dst=GATEWAY_MAC) / Dot1Q(vlan=5) / IP(src=box.ip4) / b"x")
+
+
+@contextmanager
+def following(daemon: Daemon, box: Sandbox) -> Iterator[Follower]:
+    """A follower that is known to hear: it has reported one drop (of a wrong source MAC)."""
+    follower = Follower(daemon, box)
+    probe = bytes(Ether(src="02:00:00:00:00:99", dst=GATEWAY_MAC) / IP() / b"x")
+
+    def hears() -> bool:
+        inject(box.ns, "eth0", probe)
+        return bool(follower.of("src_mac"))
+
+    try:
+        wait_until(hears, why="the first event")
+        yield follower
+    finally:
+        follower.finish(box)

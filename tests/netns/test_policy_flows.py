@@ -5,19 +5,35 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from portwright.dataplane.abi import PwPolicyConst, PwPort
+from portwright.dataplane.abi import PwConn, PwPolicyConst, PwPort
 from portwright.kernel.bpf import Map
 from tests.deadline import wait_until
 from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
 from tests.netns.policy_lab import WEB, Probe, connect, listening
 
 pytestmark = pytest.mark.netns
+
+#: Seconds (pw_idle_limit in dataplane/flow.h), and those in which every flow is looked at once (PW_TURN).
+ENDED_IS_REMEMBERED, TURN = 10, 6.4
+#: app=web opens nothing.
+OPEN = WEB.replace("name: web", "name: open").replace(
+    "[{port: 80}]", "[{port: 1, endPort: 65535, protocol: UDP}]"
+)
+QUIET = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: quiet}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Egress]
+"""
 
 
 class Table:
@@ -26,11 +42,12 @@ class Table:
     def __init__(self, daemon: Daemon) -> None:
         pins = next(Path(daemon.run_dir, "bpf").glob("*/maps"))
         self.conns, self.ports = Map.from_pin(pins / "pw_conns"), Map.from_pin(pins / "pw_ports")
+        self.ager = Map.from_pin(pins / "pw_ager")
 
     def close(self) -> None:
-        """Let go of both."""
-        self.conns.close()
-        self.ports.close()
+        """Let go of them."""
+        for each in (self.conns, self.ports, self.ager):
+            each.close()
 
     def port(self, box: Sandbox) -> tuple[bytes, PwPort]:
         """Key and value of a port's entry."""
@@ -46,6 +63,18 @@ class Table:
     def entries(self) -> int:
         """How many flows there are."""
         return len(list(self.conns.keys()))
+
+    def tickets(self) -> int:
+        """How many flows, known or forgotten since, are waiting to be looked at."""
+        raw = self.ager.lookup(bytes(4))
+        assert raw is not None
+        return int.from_bytes(raw[20:24], sys.byteorder)  # behind the timer, and whether it runs
+
+    def grow_old(self) -> None:
+        """Make it seem that no flow had a packet since the machine was started."""
+        self.conns.update_batch(
+            (key, PwConn.unpack(raw)._replace(last_ns=0).pack()) for key, raw in self.conns.items()
+        )
 
 
 @pytest.fixture
@@ -78,7 +107,7 @@ def test_a_flow_counts_for_its_opener_until_it_ends(
         for sock in held:
             _reset(sock)
     daemon.kill()  # it has no part in it
-    wait_until(lambda: table.entries() == 0, 20, "the flows to be forgotten")
+    wait_until(lambda: table.entries() == 0, ENDED_IS_REMEMBERED + 2 * TURN, "the flows to be forgotten")
     assert (table.flows(client), table.flows(web)) == (0, 0)
 
 
@@ -96,3 +125,55 @@ def test_a_port_that_has_its_share_opens_no_more(
             connect(client.ns, web.ip6, 80, timeout=0.3)
         assert "flow_table" in {d.reason for d in api.drops(client.port.port_id)}
         assert Probe(daemon).reaches(other, web.ip6, 80)
+
+
+@pytest.mark.slow
+def test_ports_used_again_are_a_new_flow(daemon: Daemon, sandboxes: SandboxFactory) -> None:
+    """A connection from the ports of one that was reset is not forgotten with it: it may be idle for longer
+    than an ended flow is remembered, and the answering side, which may open nothing, still answers."""
+    web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
+    with listening(web.ns, 80) as listener, daemon.client() as api:
+        api.policy_apply([("web.yaml", WEB), ("quiet.yaml", QUIET)])
+        first = connect(client.ns, web.ip4, 80)
+        name = first.getsockname()
+        accepted, _ = listener.accept()
+        _reset(first)
+        accepted.close()
+        with client.ns.entered():
+            again = socket.socket()
+        with closing(again):
+            again.settimeout(3)
+            again.bind(name)
+            again.connect((web.ip4, 80))
+            accepted, _ = listener.accept()
+            with closing(accepted):
+                ended = time.monotonic() + 2 + ENDED_IS_REMEMBERED
+                wait_until(lambda: time.monotonic() > ended, 30, "an ended flow to be forgotten")
+                accepted.send(b"late")
+                assert again.recv(16) == b"late"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
+def test_a_burst_of_flows_is_known_and_forgotten(
+    daemon: Daemon, table: Table, sandboxes: SandboxFactory, again: bool
+) -> None:
+    """Twenty thousand flows as fast as a process can open them: none is refused, each has its ticket, and once
+    idle they go within a turn, as do those of a data path that was at rest before."""
+    web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
+    with (
+        daemon.client() as api,
+        client.ns.entered(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        api.policy_apply([("web.yaml", WEB), ("open.yaml", OPEN)])
+        for number in range(1, 3 if again else 2):
+            for port in range(1_001, 21_001):
+                sock.sendto(b"x", (web.ip4, port))
+            assert (table.flows(client), table.entries(), table.tickets()) == (20_000, 20_000, 20_000)
+            assert "flow_table" not in {d.reason for d in api.drops(client.port.port_id)}, number
+            table.grow_old()
+            wait_until(lambda: table.entries() == 0, 3 * TURN, "the flows to be forgotten")
+            wait_until(
+                lambda: (table.flows(client), table.tickets()) == (0, 0), why="their tickets to be gone"
+            )

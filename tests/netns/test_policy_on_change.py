@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from tests.deadline import wait_until
 from tests.fix_daemon import HOST4, HOST6, PORTWRIGHT, WORLD4, WORLD6, Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
 from tests.netns.policy_lab import Probe, connect, listening
+from tests.netns.representor import following
 
 pytestmark = pytest.mark.netns
 
@@ -123,8 +123,8 @@ def test_reset_tells_the_world(
 
 
 def test_a_rule_that_logs_is_heard_and_decides_nothing(daemon: Daemon, sandboxes: SandboxFactory) -> None:
-    """``drops --follow --logged`` prints the first packet of each connection that it matches, with the rule
-    that let it pass; it counts as no drop."""
+    """The first packet of each connection that it matches is reported once, with the rule that let it pass;
+    it counts as no drop."""
     web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
     rules = """
 apiVersion: projectcalico.org/v3
@@ -136,25 +136,25 @@ spec:
   - {action: Log, protocol: TCP, destination: {ports: [80]}}
   - {action: Allow}
 """
-    command = [str(PORTWRIGHT), "--run-dir", str(daemon.run_dir), "drops", "--follow", "--json"]
-    with listening(web.ns, 80), listening(web.ns, 81), daemon.client() as api:
+    with (
+        listening(web.ns, 80),
+        listening(web.ns, 81),
+        daemon.client() as api,
+        following(daemon, client) as follower,
+    ):
         api.policy_apply([("log.yaml", rules)])
-        with subprocess.Popen([*command, "--logged"], stdout=subprocess.PIPE, text=True) as told:
-            assert told.stdout is not None
-            heard: list[dict[str, object]] = []
-
-            def hears() -> bool:
-                assert told.stdout is not None
-                assert Probe(daemon).reaches(client, web.ip4, 81)
-                assert Probe(daemon).reaches(client, web.ip4, 80)
-                if select.select([told.stdout], [], [], 0)[0]:
-                    heard.append(json.loads(told.stdout.readline()))
-                return bool(heard)
-
-            wait_until(hears, why="the first event")
-            told.terminate()
+        for port in (81, 80):
+            assert Probe(daemon).reaches(client, web.ip4, port)
+        wait_until(lambda: follower.of("logged"), why="the event")
         assert not [d for d in api.drops() if d.reason == "logged"]
-    event = heard[0]
-    assert event["reason"] == "logged"
-    assert str(event["rule"]).endswith("default/noted ingress[1]")
-    assert f"{web.ip4}.80 tcp" in str(event["summary"])
+    (event,) = follower.of("logged")
+    assert event.rule == "policy: CalicoNetworkPolicy default/noted ingress[1]"
+    assert f"{web.ip4}.80 tcp" in event.summary
+
+
+def test_what_passes_is_shown_on_request_only(daemon: Daemon) -> None:
+    """The command line refuses ``--logged`` where it would say nothing."""
+    command = [str(PORTWRIGHT), "--run-dir", str(daemon.run_dir), "drops", "--logged"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "--follow" in done.stderr

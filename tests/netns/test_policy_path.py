@@ -13,7 +13,7 @@ from portwright.model.port import PortMapping
 from tests.fix_daemon import HOST4, WORLD4, WORLD6, Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
 from tests.netns.policy_lab import WEB, Probe, connect, listening
-from tests.netns.test_representor_paths import following
+from tests.netns.representor import following
 
 pytestmark = pytest.mark.netns
 

@@ -13,12 +13,11 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
-from portwright.api.methods import DropEvent
 from portwright.model.network import GATEWAY_MAC
 from tests.deadline import wait_until
-from tests.fix_daemon import PORTWRIGHT, WORLD4, Daemon, Sandbox, SandboxFactory
+from tests.fix_daemon import PORTWRIGHT, WORLD4, Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
-from tests.netns.representor import dropped, ear, inject, stats, udp
+from tests.netns.representor import dropped, ear, following, inject, stats, udp
 
 pytestmark = pytest.mark.netns
 
@@ -124,59 +123,6 @@ def test_r06_hit_miss_and_deny_are_three_outcomes(
     # Router and multicast listener messages of a young device pass as misses too: a handful.
     assert 0 <= after.slow_path.packets - before.slow_path.packets - 70 < 20
     assert 0 <= after.total.packets - before.total.packets - 120 < 20
-
-
-class Follower:
-    """Reads the port's drop events in a thread, as ``portwright drops --follow`` does."""
-
-    def __init__(self, daemon: Daemon, box: Sandbox) -> None:
-        self.events: list[DropEvent] = []
-        self._client = daemon.client()
-        self._port = box.port.port_id
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        for event in self._client.drops_follow(self._port):
-            if event.reason == "vlan":
-                return
-            self.events.append(event)
-
-    def of(self, reason: str) -> list[DropEvent]:
-        """Those with this reason so far."""
-        return [event for event in self.events if event.reason == reason]
-
-    def finish(self, box: Sandbox) -> None:
-        """Send a tagged frame, which ends the reading."""
-
-        def ended() -> bool:
-            inject(box.ns, "eth0", _tagged(box))
-            return not self._thread.is_alive()
-
-        wait_until(ended, why="the follower to end")
-        self._thread.join()
-        self._client.close()
-
-
-def _tagged(box: Sandbox) -> bytes:
-    return bytes(Ether(src=box.port.mac, dst=GATEWAY_MAC) / Dot1Q(vlan=5) / IP(src=box.ip4) / b"x")
-
-
-@contextmanager
-def following(daemon: Daemon, box: Sandbox) -> Iterator[Follower]:
-    """A follower that is known to hear: it has reported one drop (of a wrong source MAC)."""
-    follower = Follower(daemon, box)
-    probe = bytes(Ether(src="02:00:00:00:00:99", dst=GATEWAY_MAC) / IP() / b"x")
-
-    def hears() -> bool:
-        inject(box.ns, "eth0", probe)
-        return bool(follower.of("src_mac"))
-
-    try:
-        wait_until(hears, why="the first event")
-        yield follower
-    finally:
-        follower.finish(box)
 
 
 @pytest.mark.usefixtures("each_attach")

@@ -349,7 +349,7 @@ enum pw_conn_flag {
 	PW_CF_RESET = 16,
 };
 
-/* Map pw_conns, behind its timer; the key is a pw_flow with the lower (address, port) first. */
+/* Map pw_conns; the key is a pw_flow with the lower (address, port) first. */
 struct pw_conn {
 	__u64 last_ns; /* of its latest packet, to the second */
 	__u32 generation; /* that judged it */
@@ -357,11 +357,20 @@ struct pw_conn {
 	__u32 ingress;
 	__u32 ifindex; /* of the port that it counts for, with */
 	__u32 port_low; /* the low half of its port_id */
-	__u8 flags; /* enum pw_conn_flag */
+	__u8 flags; /* enum pw_conn_flag; first of a word, which is written as one */
 	__u8 sides; /* enum pw_side, along the way of its opener */
 	__u8 pad[2];
+	__u32 ticket; /* number of the one in pw_tickets */
+	__u32 pad2;
 };
-PW_ASSERT_SIZE(struct pw_conn, 32);
+PW_ASSERT_SIZE(struct pw_conn, 40);
+
+/* Queue pw_tickets: a flow that will end. Stale if the flow has another number. */
+struct pw_ticket {
+	struct pw_flow key;
+	__u32 number;
+};
+PW_ASSERT_SIZE(struct pw_ticket, 44);
 
 /* Map pw_frags (LRU): the first fragment of this datagram was let through. */
 struct pw_frag {

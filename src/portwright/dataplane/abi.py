@@ -209,8 +209,8 @@ class PwCellKey(NamedTuple):
         return cls._make(_pw_cell_key.unpack(data))
 
 
-_pw_conn = struct.Struct("=QIIIIIBB2x")
-assert _pw_conn.size == 32  # noqa: S101 - the generator's own check
+_pw_conn = struct.Struct("=QIIIIIBB2xI4x")
+assert _pw_conn.size == 40  # noqa: S101 - the generator's own check
 
 
 class PwConn(NamedTuple):
@@ -224,14 +224,15 @@ class PwConn(NamedTuple):
     port_low: int
     flags: int
     sides: int
+    ticket: int
 
     def pack(self) -> bytes:
-        """Its 32 bytes, as C lays them out."""
+        """Its 40 bytes, as C lays them out."""
         return _pw_conn.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> PwConn:
-        """The inverse of ``pack``; ``struct.error`` unless of 32 bytes."""
+        """The inverse of ``pack``; ``struct.error`` unless of 40 bytes."""
         return cls._make(_pw_conn.unpack(data))
 
 
@@ -584,6 +585,30 @@ class PwTarget(NamedTuple):
         return cls._make(_pw_target.unpack(data))
 
 
+_pw_ticket = struct.Struct("=16s16s2s2sB3xI")
+assert _pw_ticket.size == 44  # noqa: S101 - the generator's own check
+
+
+class PwTicket(NamedTuple):
+    """``struct pw_ticket`` of abi.h."""
+
+    key_saddr: bytes
+    key_daddr: bytes
+    key_be_sport: bytes
+    key_be_dport: bytes
+    key_proto: int
+    number: int
+
+    def pack(self) -> bytes:
+        """Its 44 bytes, as C lays them out."""
+        return _pw_ticket.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwTicket:
+        """The inverse of ``pack``; ``struct.error`` unless of 44 bytes."""
+        return cls._make(_pw_ticket.unpack(data))
+
+
 _pw_trace = struct.Struct("=I192s")
 assert _pw_trace.size == 196  # noqa: S101 - the generator's own check
 
@@ -629,7 +654,7 @@ class PwTraceStep(NamedTuple):
 SIZES: dict[str, int] = {
     "PwBudget": 16,
     "PwCellKey": 12,
-    "PwConn": 32,
+    "PwConn": 40,
     "PwCounter": 16,
     "PwCounters": 64,
     "PwDropKey": 16,
@@ -645,6 +670,7 @@ SIZES: dict[str, int] = {
     "PwSet": 2304,
     "PwState": 16,
     "PwTarget": 48,
+    "PwTicket": 44,
     "PwTrace": 196,
     "PwTraceStep": 12,
 }

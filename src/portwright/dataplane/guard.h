@@ -50,11 +50,13 @@ struct pw_nd {
 PW_INLINE bool pw_owns(const struct pw_port *port, const struct pw_addr *addr)
 {
 	const struct pw_target *target;
+	struct pw_addr key;
 
 	/* A port of one family has zero in the other's place: :: is not its own for that. */
 	if (pw_addr_equal(addr, &port->addr4) || pw_addr_equal(addr, &port->addr6))
 		return !pw_addr_zero(addr);
-	target = bpf_map_lookup_elem(&pw_addrs, addr);
+	key = *addr; /* before 6.5 a key may not be a global function's argument */
+	target = bpf_map_lookup_elem(&pw_addrs, &key);
 	return target && target->sandbox == port->sandbox && target->net_id == port->net_id;
 }
 

@@ -8,59 +8,34 @@
 
 #include "abi.h"
 
+#define PW_MAP(name, kind, entries, flags, key_type, value_type) \
+	struct {                                                 \
+		__uint(type, BPF_MAP_TYPE_##kind);               \
+		__uint(max_entries, entries);                    \
+		__uint(map_flags, flags);                        \
+		__type(key, key_type);                           \
+		__type(value, value_type);                       \
+	} name SEC(".maps")
+
 /* Ports of one host namespace; the daemon refuses port 16,385 by name. */
 #define PW_MAX_PORTS 16384
 /* Addresses: four a port on average; the daemon refuses beyond. */
 #define PW_MAX_ADDRS 65536
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PW_MAX_PORTS);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
-	__type(value, struct pw_port);
-} pw_ports SEC(".maps");
+PW_MAP(pw_ports, HASH, PW_MAX_PORTS, BPF_F_NO_PREALLOC, __u32, struct pw_port);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PW_MAX_ADDRS);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct pw_addr);
-	__type(value, struct pw_target);
-} pw_addrs SEC(".maps");
+PW_MAP(pw_addrs, HASH, PW_MAX_ADDRS, BPF_F_NO_PREALLOC, struct pw_addr, struct pw_target);
 
 /* Pairs of networks that may talk; the daemon refuses beyond. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct pw_reach_key);
-	__type(value, __u32);
-} pw_reach SEC(".maps");
+PW_MAP(pw_reach, HASH, 65536, BPF_F_NO_PREALLOC, struct pw_reach_key, __u32);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, PW_MAX_PORTS);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);
-	__type(value, struct pw_counters);
-} pw_counters SEC(".maps");
+PW_MAP(pw_counters, PERCPU_HASH, PW_MAX_PORTS, BPF_F_NO_PREALLOC, __u64, struct pw_counters);
 
 /* Full: the drop still happens, only its count is lost (pw_budget.lost says so). */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, PW_MAX_PORTS * 8);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct pw_drop_key);
-	__type(value, struct pw_counter);
-} pw_drops SEC(".maps");
+PW_MAP(pw_drops, PERCPU_HASH, PW_MAX_PORTS * 8, BPF_F_NO_PREALLOC, struct pw_drop_key,
+       struct pw_counter);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct pw_state);
-} pw_state SEC(".maps");
+PW_MAP(pw_state, ARRAY, 1, 0, __u32, struct pw_state);
 
 /*
  * LRU: when full the oldest flow is forgotten. The packets of a forgotten
@@ -68,12 +43,7 @@ struct {
  * arrive untranslated and be reset by its receiver: the flow breaks, nothing
  * leaks.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct pw_flow);
-	__type(value, __u32);
-} pw_slow_flows SEC(".maps");
+PW_MAP(pw_slow_flows, LRU_HASH, 65536, 0, struct pw_flow, __u32);
 
 struct pw_limit {
 	struct bpf_spin_lock lock;
@@ -81,13 +51,7 @@ struct pw_limit {
 	struct pw_limit_spec spec;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PW_MAX_PORTS * 2);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct pw_limit_key);
-	__type(value, struct pw_limit);
-} pw_limits SEC(".maps");
+PW_MAP(pw_limits, HASH, PW_MAX_PORTS * 2, BPF_F_NO_PREALLOC, struct pw_limit_key, struct pw_limit);
 
 /* Full (nobody reads): the event is counted as lost. */
 struct {
@@ -95,18 +59,8 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } pw_events SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 64); /* reasons there are, and will be */
-	__type(key, __u32);
-	__type(value, struct pw_budget);
-} pw_budget SEC(".maps");
+PW_MAP(pw_budget, PERCPU_ARRAY, 64, 0, __u32, struct pw_budget);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct pw_trace);
-} pw_trace SEC(".maps");
+PW_MAP(pw_trace, ARRAY, 1, 0, __u32, struct pw_trace);
 
 #endif

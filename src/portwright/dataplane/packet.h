@@ -15,7 +15,8 @@
 
 #include "abi.h"
 
-#define PW_INLINE static __always_inline
+#define PW_INLINE    static __always_inline
+#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 
 #ifndef IPPROTO_SCTP
 #define IPPROTO_SCTP 132
@@ -33,6 +34,7 @@ enum pw_packet_flag {
 	PW_P_MULTICAST = 8,
 	PW_P_PORTS = 16, /* be_sport and be_dport are valid */
 	PW_P_GROUP_MAC = 32, /* sent to a broadcast or multicast MAC */
+	PW_P_OPENS = 64, /* answers nothing: a SYN, an INIT, an ICMP message that is no reply */
 };
 
 struct pw_packet {
@@ -45,6 +47,7 @@ struct pw_packet {
 	__u16 be_proto; /* ethertype */
 	__u16 be_sport;
 	__u16 be_dport;
+	__u16 be_icmp_id; /* of a request or a reply */
 	__u8 proto; /* layer 4, after extension headers */
 	__u8 icmp_type;
 	__u8 ttl;
@@ -52,7 +55,7 @@ struct pw_packet {
 	__u8 icmp_code;
 	__u8 tcp_flags; /* 0 where the packet holds too little of the header */
 	__u8 tcp_len; /* of its header, in bytes; likewise */
-	__u8 pad[3];
+	__u8 pad;
 };
 
 PW_INLINE void pw_addr_v4(struct pw_addr *addr, __be32 v4)
@@ -103,7 +106,14 @@ PW_INLINE bool pw_icmp_error(const struct pw_packet *pkt)
 {
 	if (pkt->proto == IPPROTO_ICMPV6)
 		return pkt->icmp_type < 128;
-	return pkt->proto == IPPROTO_ICMP && pkt->icmp_type != 0 && pkt->icmp_type != 8;
+	/* RFC 792: unreachable, quench, redirect, time exceeded, parameter problem */
+	return pkt->proto == IPPROTO_ICMP && pkt->icmp_type < 32 && (0x1838 >> pkt->icmp_type & 1);
+}
+
+/* To a request of echo, timestamp, information or mask; in IPv6 of echo or node information. */
+PW_INLINE bool pw_icmp_reply(__u8 type)
+{
+	return !type || type == 14 || type == 16 || type == 18 || type == 129 || type == 140;
 }
 
 /* Of TCP's header up to its flags (RFC 9293, 3.1); the others' ports stand in the same place. */
@@ -114,12 +124,18 @@ struct pw_tcp_head {
 	__u8 flags;
 } __attribute__((packed));
 
-/* Ports and TCP's flags, or the ICMP type, of a packet that carries its layer 4 header. */
-PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
+/*
+ * Ports and TCP's flags, or the ICMP type, of a packet that carries its layer 4
+ * header. Global, as it is asked about what an ICMP error quotes, too.
+ */
+__noinline int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 {
-	__u32 end = ETH_HLEN + pkt->l3_len;
 	struct pw_tcp_head head;
+	__u32 end;
 
+	if (!pkt)
+		return PW_R_TRUNCATED;
+	end = ETH_HLEN + pkt->l3_len;
 	switch (pkt->proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
@@ -130,6 +146,8 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 		    !bpf_skb_load_bytes(skb, pkt->l4_off, &head, sizeof(head))) {
 			pkt->tcp_flags = head.flags;
 			pkt->tcp_len = (head.offset >> 4) * 4;
+			if ((head.flags & 0x12) == 0x02) /* SYN without ACK */
+				pkt->flags |= PW_P_OPENS;
 		} else if (pkt->l4_off + sizeof(head.ports) > end ||
 			   bpf_skb_load_bytes(skb, pkt->l4_off, head.ports, sizeof(head.ports))) {
 			return PW_R_TRUNCATED;
@@ -137,6 +155,10 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 		pkt->be_sport = head.ports[0];
 		pkt->be_dport = head.ports[1];
 		pkt->flags |= PW_P_PORTS;
+		/* SCTP's INIT is its packet's only chunk (RFC 9260, 6.10). */
+		if (pkt->proto == IPPROTO_SCTP && pkt->l4_off + 13 <= end &&
+		    !bpf_skb_load_bytes(skb, pkt->l4_off + 12, &head.flags, 1) && head.flags == 1)
+			pkt->flags |= PW_P_OPENS;
 		return 0;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
@@ -145,6 +167,10 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 			return PW_R_TRUNCATED;
 		if (pkt->l4_off + 1 < end)
 			bpf_skb_load_bytes(skb, pkt->l4_off + 1, &pkt->icmp_code, 1);
+		if (pkt->l4_off + 6 <= end)
+			bpf_skb_load_bytes(skb, pkt->l4_off + 4, &pkt->be_icmp_id, 2);
+		if (!pw_icmp_reply(pkt->icmp_type))
+			pkt->flags |= PW_P_OPENS;
 		return 0;
 	}
 	return 0;
@@ -251,9 +277,18 @@ __noinline int pw_parse_ext(struct __sk_buff *skb, struct pw_packet *pkt)
 		next = hdr[0];
 		pkt->proto = next;
 		pkt->l4_off = off;
-		/* What follows a later fragment's header is data, whatever next says. */
-		if ((pkt->flags & PW_P_LATER_FRAGMENT) || !pw_is_ext(next))
+		/*
+		 * What follows a later fragment's header is data, whatever next
+		 * says. At offset 8 it could replace TCP's flags, as in IPv4.
+		 */
+		if (pkt->flags & PW_P_LATER_FRAGMENT)
+			return next == IPPROTO_TCP && !hdr[2] && hdr[3] >> 3 == 1 ? PW_R_FRAGMENT
+										  : 0;
+		if (!pw_is_ext(next))
 			return 0;
+		/* It could replace what stands behind these too. */
+		if (pkt->flags & PW_P_FRAGMENT)
+			return PW_R_FRAGMENT;
 	}
 	return PW_R_EXT_HEADERS;
 }
@@ -301,8 +336,9 @@ PW_INLINE int pw_parse_v6(struct __sk_buff *skb, struct pw_packet *pkt)
 		if (pkt->flags & PW_P_LATER_FRAGMENT)
 			return 0;
 	}
-	/* RFC 7112: the first fragment holds the whole header chain. */
-	if (pw_parse_l4(skb, pkt))
+	/* RFC 7112: the first fragment holds the whole header chain; of TCP's its flags. */
+	if (pw_parse_l4(skb, pkt) || ((pkt->flags & PW_P_FRAGMENT) && pkt->proto == IPPROTO_TCP &&
+				      pkt->l4_off + 14 > ETH_HLEN + pkt->l3_len))
 		return pkt->flags & PW_P_FRAGMENT ? PW_R_FRAGMENT : PW_R_TRUNCATED;
 	return 0;
 }

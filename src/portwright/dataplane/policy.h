@@ -15,12 +15,17 @@
 #include "answer.h"
 #include "flow.h"
 
-/* The address that stands for a port where it may send from others too (fe80::/10). */
+/*
+ * Whom policy takes the sender for: its address, or the port's first one for
+ * fe80::/10, which it may also send from, and for one that the host put there.
+ */
 PW_INLINE const struct pw_addr *pw_own_addr(const struct pw_port *port, const struct pw_packet *pkt)
 {
-	if (pkt->be_proto == bpf_htons(ETH_P_IP))
-		return pw_addr_zero(&port->addr4) ? &port->addr6 : &port->addr4;
-	return pw_addr_zero(&port->addr6) ? &port->addr4 : &port->addr6;
+	bool v4 = pkt->be_proto == bpf_htons(ETH_P_IP);
+
+	if (pw_owns(port, &pkt->saddr))
+		return &pkt->saddr;
+	return pw_addr_zero(v4 ? &port->addr4 : &port->addr6) == v4 ? &port->addr6 : &port->addr4;
 }
 
 /* Discovery and listener reports on the link: what policy never meant (RFC 4890, 4.4). */
@@ -33,80 +38,48 @@ PW_INLINE bool pw_is_nd(const struct pw_packet *pkt)
 	       ((pkt->icmp_type >= 130 && pkt->icmp_type <= 137) || pkt->icmp_type == 143);
 }
 
-PW_INLINE bool pw_is_ours(const struct pw_addr *addr)
-{
-	struct pw_addr key = *addr; /* before 6.5 a key may not be a global function's argument */
-
-	return bpf_map_lookup_elem(&pw_addrs, &key) != NULL;
-}
+#define PW_SIDES (PW_SIDE_EGRESS | PW_SIDE_INGRESS)
 
 /* Behind a reason: the receiver's policy decided; the number of the rule that did; to be reset. */
 #define PW_BY_RECEIVER 0x100
 #define PW_RULE_SHIFT  9
 #define PW_RESETS      0x80000000
 
-#define barrier()    asm volatile("" ::: "memory")
-#define keep(x)	     asm volatile("" : "+r"(x))
-#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+#define barrier() asm volatile("" ::: "memory")
+#define keep(x)	  asm volatile("" : "+r"(x))
 
-#define PW_OUTER(kind, member)                            \
-	struct {                                          \
-		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS); \
-		__uint(max_entries, PW_SLOTS);            \
-		__type(key, __u32);                       \
-		__array(values, struct kind);             \
-	} member SEC(".maps")
+/* A map of which each slot holds one generation's. */
+#define PW_SLOTTED(name, kind, entries, flags, key_bytes, value_bytes) \
+	struct name##_inner {                                          \
+		__uint(type, BPF_MAP_TYPE_##kind);                     \
+		__uint(max_entries, entries);                          \
+		__uint(map_flags, flags);                              \
+		__uint(key_size, key_bytes);                           \
+		__uint(value_size, value_bytes);                       \
+	};                                                             \
+	struct {                                                       \
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);              \
+		__uint(max_entries, PW_SLOTS);                         \
+		__type(key, __u32);                                    \
+		__array(values, struct name##_inner);                  \
+	} name SEC(".maps")
 
-struct pw_peers_inner {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PW_MAX_PEERS);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(key_size, sizeof(struct pw_addr));
-	__uint(value_size, sizeof(struct pw_peer));
-};
-
-struct pw_nets_inner {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, PW_MAX_PEERS);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(key_size, sizeof(struct pw_net_key));
-	__uint(value_size, sizeof(__u32));
-};
-
-struct pw_sets_inner {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_INNER_MAP);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(struct pw_set));
-};
-
-struct pw_cells_inner {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PW_MAX_CELLS);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(key_size, sizeof(struct pw_cell_key));
-	__uint(value_size, sizeof(__u32));
-};
-
-PW_OUTER(pw_peers_inner, pw_peers);
-PW_OUTER(pw_nets_inner, pw_nets);
-PW_OUTER(pw_sets_inner, pw_sets);
-PW_OUTER(pw_cells_inner, pw_cells);
+PW_SLOTTED(pw_peers, HASH, PW_MAX_PEERS, BPF_F_NO_PREALLOC, sizeof(struct pw_addr),
+	   sizeof(struct pw_peer));
+PW_SLOTTED(pw_nets, LPM_TRIE, PW_MAX_PEERS, BPF_F_NO_PREALLOC, sizeof(struct pw_net_key),
+	   sizeof(__u32));
+PW_SLOTTED(pw_sets, ARRAY, 1, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct pw_set));
+PW_SLOTTED(pw_cells, HASH, PW_MAX_CELLS, BPF_F_NO_PREALLOC, sizeof(struct pw_cell_key),
+	   sizeof(__u32));
 
 /*
  * 0: the generation in force, its slot in the low bits; 0 if no policy is.
  * 1: the last that was given out: none comes twice, as flows remember theirs.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, __u32);
-	__type(value, __u32);
-} pw_generation SEC(".maps");
+PW_MAP(pw_generation, ARRAY, 2, 0, __u32, __u32);
 
 /* One number for what a packet is: compile.py cuts the same line into port classes. */
-PW_INLINE __u32 pw_service(const struct pw_packet *pkt, __u16 be_port)
+PW_INLINE __u32 pw_service(const struct pw_packet *pkt, const struct pw_flow *flow, __u16 be_port)
 {
 	__u32 kind;
 
@@ -121,9 +94,9 @@ PW_INLINE __u32 pw_service(const struct pw_packet *pkt, __u16 be_port)
 		kind = PW_SV_SCTP;
 		break;
 	case IPPROTO_ICMP:
-		return PW_SV_ICMP << 16 | pkt->icmp_type << 8 | pkt->icmp_code;
+		return PW_SV_ICMP << 16 | flow->be_dport; /* the request's type, of a reply too */
 	case IPPROTO_ICMPV6:
-		return PW_SV_ICMP6 << 16 | pkt->icmp_type << 8 | pkt->icmp_code;
+		return PW_SV_ICMP6 << 16 | flow->be_dport;
 	default:
 		return PW_SV_OTHER << 16 | pkt->proto;
 	}
@@ -233,17 +206,20 @@ PW_INLINE __u32 pw_kept(__u32 verdict, __u32 old)
 PW_INLINE bool pw_quoted(struct __sk_buff *skb, const struct pw_packet *pkt, struct pw_packet *in)
 {
 	__u32 off = pkt->l4_off + 8;
-	__be16 ports[2];
 
+	in->l3_len = skb->len; /* what is cut off can't be read */
 	if (pkt->be_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr ip;
 
 		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
 			return false;
+		/* No header, or of a piece without ports. */
+		if (ip.version != 4 || ip.ihl < 5 || (ip.frag_off & bpf_htons(0x1fff)))
+			return false;
 		pw_addr_v4(&in->saddr, ip.saddr);
 		pw_addr_v4(&in->daddr, ip.daddr);
 		in->proto = ip.protocol;
-		off += ip.ihl * 4;
+		in->l4_off = off + ip.ihl * 4;
 	} else {
 		struct ipv6hdr ip6;
 
@@ -252,15 +228,11 @@ PW_INLINE bool pw_quoted(struct __sk_buff *skb, const struct pw_packet *pkt, str
 		pw_addr_v6(&in->saddr, &ip6.saddr);
 		pw_addr_v6(&in->daddr, &ip6.daddr);
 		in->proto = ip6.nexthdr;
-		off += sizeof(ip6);
-	}
-	if (in->proto == IPPROTO_TCP || in->proto == IPPROTO_UDP || in->proto == IPPROTO_SCTP) {
-		if (bpf_skb_load_bytes(skb, off, ports, sizeof(ports)))
+		in->l4_off = off + sizeof(ip6);
+		if (pw_is_ext(in->proto) && pw_parse_ext(skb, in))
 			return false;
-		in->be_sport = ports[0];
-		in->be_dport = ports[1];
 	}
-	return true;
+	return !(in->flags & PW_P_LATER_FRAGMENT) && !pw_parse_l4(skb, in);
 }
 
 /*
@@ -268,10 +240,12 @@ PW_INLINE bool pw_quoted(struct __sk_buff *skb, const struct pw_packet *pkt, str
  * packet's sender; one that a sandbox sends comes from its receiver, as a
  * sandbox is no router.
  */
-__noinline int pw_related(struct __sk_buff *skb, struct pw_packet *pkt, __u32 sides)
+__noinline int pw_related(struct __sk_buff *skb, struct pw_packet *pkt, __u32 generation,
+			  __u32 sides)
 {
 	struct pw_packet in = {};
 	struct pw_flow key = {};
+	struct pw_conn *known;
 
 	if (!pkt || (pkt->flags & PW_P_LATER_FRAGMENT) || !pw_quoted(skb, pkt, &in))
 		return 0;
@@ -280,7 +254,10 @@ __noinline int pw_related(struct __sk_buff *skb, struct pw_packet *pkt, __u32 si
 	if ((sides & PW_SIDE_EGRESS) && !pw_addr_equal(&in.daddr, &pkt->saddr))
 		return 0;
 	pw_flow_key(&key, &in);
-	return bpf_map_lookup_elem(&pw_conns, &key) != NULL;
+	known = bpf_map_lookup_elem(&pw_conns, &key);
+	/* As policy said of the packet that it is about; and nobody outside saw a flow between ports. */
+	return known && known->generation == generation &&
+	       !(sides == PW_SIDE_INGRESS && known->sides == PW_SIDES);
 }
 
 /*
@@ -299,9 +276,27 @@ __noinline int pw_fragment(struct pw_packet *pkt, __u32 generation, __u32 first)
 	key.be_id = pkt->be_frag_id;
 	key.proto = pkt->proto;
 	if (first)
-		bpf_map_update_elem(&pw_frags, &key, &generation, BPF_ANY);
+		return bpf_map_update_elem(&pw_frags, &key, &generation, BPF_ANY);
 	judged = bpf_map_lookup_elem(&pw_frags, &key);
 	return judged && *judged == generation ? 0 : PW_R_FRAGMENT_ORDER;
+}
+
+/*
+ * Is the packet one of this open flow, or does it open another on its key? It
+ * does if it comes another way: the target has become a port since the flow
+ * was judged, or it comes from outside with a port's address.
+ */
+PW_INLINE bool pw_is_of(const struct pw_packet *pkt, const struct pw_conn *conn, __u32 sides,
+			bool answers)
+{
+	bool icmp = pkt->proto == IPPROTO_ICMP || pkt->proto == IPPROTO_ICMPV6;
+	bool opens = pkt->flags & PW_P_OPENS;
+
+	if (icmp ? opens == answers : opens)
+		return false;
+	if (answers)
+		return (sides == PW_SIDES) == (conn->sides == PW_SIDES);
+	return sides == conn->sides;
 }
 
 /*
@@ -309,8 +304,8 @@ __noinline int pw_fragment(struct pw_packet *pkt, __u32 generation, __u32 first)
  * is if it is new; the sender's where the sender's policy binds. @sides: whose
  * policies bind here, along the packet's way.
  *
- * A SYN against the way of the flow's opener is a flow of its own: else what
- * may answer could also open.
+ * What opens is a flow of its own, whatever is open on its key: else what may
+ * answer could also open, and what may stay could be opened again.
  */
 __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct pw_port *port,
 			   __u32 generation, __u32 sides)
@@ -318,7 +313,7 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	__u32 slot = generation & (PW_SLOTS - 1);
 	struct pw_conn conn = { .generation = generation, .sides = sides };
 	struct pw_peer source, target;
-	struct pw_conn_value *value;
+	struct pw_conn *known;
 	struct pw_flow key = {};
 	bool first, answers = false, open = false;
 	__u8 tcp = pkt ? pkt->tcp_flags : 0;
@@ -327,15 +322,15 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	if (!pkt || !port)
 		return PW_R_NOT_READY;
 	first = pw_flow_key(&key, pkt);
-	value = bpf_map_lookup_elem(&pw_conns, &key);
-	if (value) {
-		answers = first != !!(value->conn.flags & PW_CF_FIRST_OPENED);
-		open = !answers || (tcp & (PW_TCP_SYN | PW_TCP_ACK)) != PW_TCP_SYN;
+	known = bpf_map_lookup_elem(&pw_conns, &key);
+	if (known) {
+		answers = first != !!(known->flags & PW_CF_FIRST_OPENED);
+		open = pw_is_of(pkt, known, sides, answers);
 		if (!open) {
 			answers = false;
-		} else if (value->conn.generation == generation) {
+		} else if (known->generation == generation) {
 			if (!pw_traced(skb))
-				pw_conn_seen(value, pkt->proto, tcp, first);
+				pw_conn_seen(known, tcp, first);
 			return 0;
 		}
 	}
@@ -350,17 +345,18 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 		    ((sides & PW_SIDE_INGRESS) && !target.owner))
 			return PW_R_NOT_READY;
 		/* A port's address that comes from elsewhere is a lie, and would be an identity. */
-		if (sides == PW_SIDE_INGRESS && source.owner && pw_is_ours(&pkt->saddr))
+		if (sides == PW_SIDE_INGRESS && source.owner &&
+		    bpf_map_lookup_elem(&pw_addrs, first ? &key.saddr : &key.daddr))
 			return PW_R_SRC_IP;
 		if (answers)
-			pw_decide(slot, &target, &source, pw_service(pkt, pkt->be_sport),
-				  value->conn.sides, &conn);
+			pw_decide(slot, &target, &source, pw_service(pkt, &key, pkt->be_sport),
+				  known->sides, &conn);
 		else
-			pw_decide(slot, &source, &target, pw_service(pkt, pkt->be_dport), sides,
-				  &conn);
+			pw_decide(slot, &source, &target, pw_service(pkt, &key, pkt->be_dport),
+				  sides, &conn);
 		if (open) {
-			conn.egress = pw_kept(conn.egress, value->conn.egress);
-			conn.ingress = pw_kept(conn.ingress, value->conn.ingress);
+			conn.egress = pw_kept(conn.egress, known->egress);
+			conn.ingress = pw_kept(conn.ingress, known->ingress);
 		}
 		reason = pw_denied(&conn);
 		PW_STEP(skb, PW_S_POLICY, conn.egress, conn.ingress);
@@ -370,22 +366,28 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	if (reason) {
 		if (!open)
 			return reason & ~PW_RESETS;
-		if ((reason & PW_RESETS) && pkt->proto == IPPROTO_TCP)
-			return reason | pw_conn_fades(value);
-		pw_conn_close(&key, value);
-		return reason & ~PW_RESETS;
+		if (!(reason & PW_RESETS) || pkt->proto != IPPROTO_TCP) {
+			pw_conn_close(&key, known);
+			return reason & ~PW_RESETS;
+		}
+		/* Known for a minute more, in which its ends' packets tell them. */
+		if (known->flags & PW_CF_REPLIED) {
+			known->flags &= ~PW_CF_REPLIED;
+			known->last_ns = bpf_ktime_get_coarse_ns();
+		}
+		return reason;
 	}
 	if ((conn.egress | conn.ingress) & PW_V_LOG && !open)
 		pw_event(skb, pkt, port->port_id, sides == PW_SIDE_INGRESS ? PW_TO_PORT << 8 : 0,
 			 (conn.egress & PW_V_LOG ? conn.egress : conn.ingress) & PW_V_RULE);
-	if (value) {
-		value->conn.egress = conn.egress;
-		value->conn.ingress = conn.ingress;
-		value->conn.generation = generation;
-		if (!answers) {
-			value->conn.sides = sides;
-			value->conn.flags = first ? PW_CF_FIRST_OPENED : 0;
-		}
+	if (known) {
+		known->egress = conn.egress;
+		known->ingress = conn.ingress;
+		known->generation = generation;
+		if (!answers)
+			known->sides = sides;
+		if (!open)
+			known->flags = first ? PW_CF_FIRST_OPENED : 0;
 		return 0;
 	}
 	if (!generation && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) != PW_TCP_SYN)

@@ -150,7 +150,7 @@ PW_INLINE __u32 pw_judge(struct __sk_buff *skb, struct pw_packet *pkt, struct pw
 		return 0;
 	if (pkt->flags & PW_P_LATER_FRAGMENT)
 		return pw_fragment(pkt, generation, false);
-	if (pw_icmp_error(pkt) && pw_related(skb, pkt, sides))
+	if (pw_icmp_error(pkt) && pw_related(skb, pkt, generation, sides))
 		return 0;
 	reason = pw_policy(skb, pkt, port, generation, sides);
 	if (!reason && (pkt->flags & PW_P_FRAGMENT))
