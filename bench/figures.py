@@ -35,6 +35,8 @@ class Series(msgspec.Struct, frozen=True):
     better: Literal["more", "less"]
     #: what is measured and how, one sentence
     what: str = ""
+    #: the contender that the tables compare the others with; '': they show how ours compares with each
+    reference: str = ""
 
     def spread(self, contender: str) -> Spread:
         """Median and quartiles of one contender."""

@@ -147,9 +147,11 @@ class OurHost(Host):
 
     def close(self) -> None:
         """End the ports and the daemon too."""
-        with contextlib.suppress(FileNotFoundError):
-            self.daemon.close()
-        super().close()
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self.daemon.close()
+        finally:
+            super().close()
 
 
 @contextlib.contextmanager

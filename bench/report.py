@@ -64,11 +64,15 @@ def text(report: Report) -> str:
     for part in report.parts:
         for series in part.series:
             lines += ["", f"{series.name} ({series.unit})"]
+            width = max(18, *map(len, series.samples))
             for name in series.samples:
                 against = ""
-                if name != OURS and OURS in series.samples:
+                if series.reference:
+                    if name != series.reference:
+                        against = f"   {series.ratio(name, series.reference)} of {series.reference}"
+                elif name != OURS and OURS in series.samples:
                     against = f"   {OURS} is {series.ratio(OURS, name)} of it"
-                lines.append(f"  {name:18} {series.spread(name)!s:32}{against}")
+                lines.append(f"  {name:{width}} {series.spread(name)!s:32}{against}")
         lines += ["", *(f"{key}: {value}" for key, value in part.facts.items())] if part.facts else []
     lines += [""]
     lines += [f"{'MET   ' if goal.met else 'MISSED'} {goal.name}: {goal.figure}" for goal in report.goals]
@@ -113,9 +117,11 @@ def document(report: Report) -> str:
 def _table(series: Series) -> list[str]:
     first = next(iter(series.samples))
     lines = [f"**{series.name}**, {series.unit} ({series.better} is better): {series.what}.", ""]
-    base = OURS if OURS in series.samples else first
-    lines += [f"| contender | {series.unit} | {base} to it |", "|---|---|---|"]
+    base = series.reference or (OURS if OURS in series.samples else first)
+    compared = f"it to {base}" if series.reference else f"{base} to it"
+    lines += [f"| contender | {series.unit} | {compared} |", "|---|---|---|"]
     for name in series.samples:
-        ratio = "" if name == base else str(series.ratio(base, name))
+        pair = (name, base) if series.reference else (base, name)
+        ratio = "" if name == base else str(series.ratio(*pair))
         lines.append(f"| {name} | {series.spread(name)} | {ratio} |")
     return [*lines, ""]

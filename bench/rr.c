@@ -7,53 +7,19 @@
  * {"rate": round trips per second, "p50": us, "p99": us, "count": N}. Exit status 1 with a sentence on
  * stderr if anything fails: no figure is better than a wrong one.
  */
-#define _GNU_SOURCE
+#include "inside.h"
+
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <netinet/tcp.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { PORT = 7007, MAX_TRIPS = 1 << 20, MIN_TRIPS = 100, WARM_UP = 200 };
 
 static uint32_t trips[MAX_TRIPS]; /* ns */
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static void enter(const char *netns, int cpu)
-{
-	cpu_set_t set;
-	int fd = open(netns, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || setns(fd, CLONE_NEWNET))
-		die(netns);
-	close(fd);
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		die("sched_setaffinity");
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void serve(int tcp, int ready)
 {

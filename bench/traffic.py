@@ -29,8 +29,8 @@ from bench.lab import (
 from tests.conformance.kit.netns import NSENTER
 
 CONTENDERS = (VETH, OURS, OURS_TCX, BRIDGE, PTP, MACVLAN, BRIDGE_BY_HAND)
-_STREAM_PORT = "5299"
-_CPUS = ("0", "1")  # client and server: fixed, so that the scheduler's choice is not what differs
+_STREAM_PORT = 5299
+CPUS = ("0", "1")  # client and server: fixed, so that the scheduler's choice is not what differs
 
 
 def stream(rounds: int, megabytes: int) -> Part:
@@ -39,10 +39,11 @@ def stream(rounds: int, megabytes: int) -> Part:
     cost: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     with _pairs() as pairs, contextlib.ExitStack() as stack:
         for name in CONTENDERS:
-            stack.enter_context(_iperf_server(pairs[name][1]))
+            stack.enter_context(iperf_server(pairs[name][1]))
         for turn in range(rounds):
-            for name in _turned(turn):
-                gbits, cpu = _iperf(*pairs[name], megabytes)
+            for name in turned(CONTENDERS, turn):
+                a, _, address = pairs[name]
+                gbits, cpu = iperf(a, address, megabytes)
                 speed[name].append(gbits)
                 cost[name].append(cpu / gbits)
     series = Series(
@@ -67,15 +68,15 @@ def latency(rounds: int, milliseconds: int) -> Part:
     """Round trips of one byte, TCP and UDP: how many a second, and the 99th percentile."""
     series: list[Series] = []
     goals: list[Goal] = []
-    with _pairs() as pairs, _rr() as program:
+    with _pairs() as pairs, compiled("rr") as program:
         for proto in ("TCP", "UDP"):
             rate: dict[str, list[float]] = {name: [] for name in CONTENDERS}
             p99: dict[str, list[float]] = {name: [] for name in CONTENDERS}
             for turn in range(rounds):
-                for name in _turned(turn):
+                for name in turned(CONTENDERS, turn):
                     a, b, address = pairs[name]
-                    found = _json(
-                        [program, a.path, b.path, address, proto.lower(), str(milliseconds), *_CPUS]
+                    found = answer(
+                        [program, a.path, b.path, address, proto.lower(), str(milliseconds), *CPUS]
                     )
                     rate[name].append(float(found["rate"]))
                     p99[name].append(float(found["p99"]))
@@ -90,10 +91,10 @@ def latency(rounds: int, milliseconds: int) -> Part:
     return Part("latency", series, goals)
 
 
-def _turned(turn: int) -> tuple[str, ...]:
+def turned(contenders: tuple[str, ...], turn: int) -> tuple[str, ...]:
     """The contenders, each round beginning with another: nobody always runs after the same one."""
-    at = turn % len(CONTENDERS)
-    return CONTENDERS[at:] + CONTENDERS[:at]
+    at = turn % len(contenders)
+    return contenders[at:] + contenders[:at]
 
 
 @contextlib.contextmanager
@@ -103,8 +104,9 @@ def _pairs() -> Iterator[dict[str, tuple[Sandbox, Sandbox, str]]]:
 
 
 @contextlib.contextmanager
-def _iperf_server(sandbox: Sandbox) -> Iterator[None]:
-    command = [NSENTER, f"--net={sandbox.path}", "iperf3", "-s", "-p", _STREAM_PORT, "-A", _CPUS[1]]
+def iperf_server(sandbox: Sandbox, port: int = _STREAM_PORT) -> Iterator[None]:
+    """A server in a sandbox, listening."""
+    command = [NSENTER, f"--net={sandbox.path}", "iperf3", "-s", "-p", str(port), "-A", CPUS[1]]
     command.append("--forceflush")
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert server.stdout is not None
@@ -119,25 +121,26 @@ def _iperf_server(sandbox: Sandbox) -> Iterator[None]:
         server.stdout.close()
 
 
-def _iperf(a: Sandbox, _: Sandbox, address: str, megabytes: int) -> tuple[float, float]:
+def iperf(a: Sandbox, address: str, megabytes: int, port: int = _STREAM_PORT) -> tuple[float, float]:
     """(Gb/s that arrived, % of a CPU that client and server took together)."""
-    command = [NSENTER, f"--net={a.path}", "iperf3", "-c", address, "-p", _STREAM_PORT]
-    end = _json([*command, "-A", _CPUS[0], "-n", f"{megabytes}M", "-J"])["end"]
+    command = [NSENTER, f"--net={a.path}", "iperf3", "-c", address, "-p", str(port)]
+    end = answer([*command, "-A", CPUS[0], "-n", f"{megabytes}M", "-J"])["end"]
     cpu = end["cpu_utilization_percent"]
     return end["sum_received"]["bits_per_second"] / 1e9, cpu["host_total"] + cpu["remote_total"]
 
 
 @contextlib.contextmanager
-def _rr() -> Iterator[str]:
-    """The helper, compiled here and now, so that it is this machine's."""
-    with tempfile.TemporaryDirectory(prefix="pwt-rr-") as folder:
-        program = Path(folder, "rr")
-        source = Path(__file__).with_name("rr.c")
+def compiled(name: str) -> Iterator[str]:
+    """A helper of this folder (rr, flows), compiled here and now, so that it is this machine's."""
+    with tempfile.TemporaryDirectory(prefix=f"pwt-{name}-") as folder:
+        program = Path(folder, name)
+        source = Path(__file__).with_name(f"{name}.c")
         subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
         yield str(program)
 
 
-def _json(command: list[str]) -> dict[str, Any]:
+def answer(command: list[str]) -> dict[str, Any]:
+    """The JSON object that a command prints; AssertionError with all it said if it fails."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")

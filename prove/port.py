@@ -105,15 +105,21 @@ def hostile(runner: Runner) -> Iterator[Line]:
 
 
 def performance(runner: Runner) -> Iterator[Line]:
-    """Every goal of the benchmark, from one run of it."""
+    """Every goal of the benchmark's parts that are about ports."""
+    yield from benchmark(runner, "stream", "latency", "verbs", "scale")
+
+
+def benchmark(runner: Runner, *parts: str) -> Iterator[Line]:
+    """A line for each goal of these parts of the benchmark, from one run of them."""
     with tempfile.TemporaryDirectory(prefix="portwright-prove-") as folder:
         file = Path(folder) / "bench.json"
-        command = [sys.executable, "-m", "bench", "--json", str(file)]
-        done = runner.run("bench", command, timeout=1800)
+        command = [sys.executable, "-m", "bench", "--json", str(file), *parts]
+        done = runner.run(f"bench-{parts[0]}", command, timeout=1800)
+        if done.status:
+            yield Line(False, f"`make bench PART={parts[0]}`", f"exit status {done.status}")
+            return
         body: dict[str, Any] = json.loads(file.read_text())
     yield from goal_lines(body)
-    if done.status:
-        yield Line(False, "`make bench`", f"exit status {done.status}")
 
 
 def goal_lines(body: dict[str, Any]) -> Iterable[Line]:

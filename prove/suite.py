@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
@@ -56,9 +56,17 @@ class Report:
 
 
 def run_tests(
-    runner: Runner, name: str, paths: Sequence[str], *options: str, timeout: float = 1800
+    runner: Runner,
+    name: str,
+    paths: Sequence[str],
+    *options: str,
+    timeout: float = 1800,
+    env: Mapping[str, str] | None = None,
 ) -> Report:
-    """Run the tests at ``paths`` (of the project; ``*`` is allowed), each of which has to match something."""
+    """Run the tests at ``paths`` (of the project; ``*`` is allowed), each of which has to match something.
+
+    ``env`` is added to the environment.
+    """
     found: list[str] = []
     for path in paths:
         file, _, test = path.partition("::")
@@ -69,7 +77,7 @@ def run_tests(
     junit = runner.logs / f"{name}-{uuid.uuid4().hex[:8]}.xml"
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
     command += [f"--junitxml={junit}", "-o", "junit_logging=no", *options, *found]
-    done = runner.run(name, command, timeout=timeout, counting=_COUNTED)
+    done = runner.run(name, command, timeout=timeout, counting=_COUNTED, env=env)
     try:
         report = read_junit(junit.read_text()) if junit.exists() else Report()
     finally:

@@ -107,6 +107,24 @@ _POLICIES = pm.PolicyState(
     policies=("NetworkPolicy shop/web",),
     tables={"sets": 1, "cells": 1200},
 )
+_CHANGES = pm.PolicyChanges(
+    rows=(
+        pm.PolicyChange(
+            sources=("shop/a", "shop/b", "shop/c", "shop/d", "any other address"),
+            targets=("shop/web",),
+            services=("all but tcp 80",),
+            families=(4, 6),
+            allowed=False,
+            before="no policy",
+            after="ingress tier-default of default, by shop/web /etc/p/web.yaml:1",
+            pairs=1005,
+            more_from=1000,
+        ),
+    ),
+    more_rows=2,
+    more_pairs=4212,
+    counted=False,
+)
 
 
 class FakeDaemon:
@@ -153,7 +171,7 @@ class FakeDaemon:
         return Network(name=params.name, net_id=7, pools=pools, mtu=params.mtu, reach=params.reach)
 
     async def network_list(self, params: m.NetworkListParams, request: Request) -> list[Network]:
-        return [BLUE, Network(name="red", net_id=2, mtu=9000, reach=("*",))]
+        return [BLUE, Network(name="red", net_id=2, mtu=9000, reach=("*",), isolation="strict")]
 
     async def network_show(self, params: m.NetworkShowParams, request: Request) -> m.NetworkView:
         if params.name != "blue":
@@ -267,14 +285,37 @@ class FakeDaemon:
 
     async def policy_apply(self, params: pm.PolicyApplyParams, request: Request) -> pm.PolicyState:
         self._note(params)
-        return _POLICIES
+        return msgspec.structs.replace(_POLICIES, changes=_CHANGES) if params.dry_run else _POLICIES
 
     async def policy_list(self, params: pm.PolicyListParams, request: Request) -> pm.PolicyState:
         return _POLICIES
 
     async def policy_delete(self, params: pm.PolicyDeleteParams, request: Request) -> pm.PolicyState:
         self._note(params)
-        return _POLICIES
+        none = pm.PolicyChanges()
+        return msgspec.structs.replace(_POLICIES, changes=none) if params.dry_run else _POLICIES
+
+    async def policy_staged(
+        self, params: pm.PolicyStagedParams, request: Request
+    ) -> tuple[pm.StagedPolicy, ...]:
+        self._note(params)
+        return (
+            pm.StagedPolicy(
+                policy="StagedNetworkPolicy shop/web",
+                where="/etc/p/web.yaml:1",
+                action="Set",
+                effect="adds CalicoNetworkPolicy shop/web",
+                changes=_CHANGES,
+            ),
+            pm.StagedPolicy(
+                policy="StagedGlobalNetworkPolicy big",
+                where="/etc/p/web.yaml:9",
+                action="Delete",
+                effect="deletes GlobalNetworkPolicy big",
+                changes=pm.PolicyChanges(),
+                refused="too large",
+            ),
+        )
 
     async def doctor(self, params: m.DoctorParams, request: Request) -> m.Diagnosis:
         return m.Diagnosis(

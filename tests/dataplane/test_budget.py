@@ -1,15 +1,13 @@
-"""What the data path may cost: the verifier's work, instructions, lines. The table is printed (-s)."""
+"""What the data path may cost: the verifier's work, look-ups, instructions, lines. Printed by -s."""
 
 from __future__ import annotations
 
-import ctypes
 import re
 from pathlib import Path
 
 import pytest
 
-from portwright.kernel.bpf import Collection, CollectionSpec
-from portwright.kernel.bpf._fd import object_info
+from bench.costs import look_up_table, rows, size_table, sizes
 from portwright.node.switch import OBJECT
 
 pytestmark = pytest.mark.netns
@@ -20,35 +18,37 @@ TRANSLATED = 5_000
 """Instructions of a program with its functions, policy's among them, after the kernel's rewriting."""
 LINES = 2_000
 """Of code: comments and blank lines are free."""
+ESTABLISHED, NEW = 1, 5
+"""Look-ups of hash tables and tries that judge a packet: of flows, addresses, networks and verdicts."""
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
-
-
-class _Info(ctypes.Structure):
-    """``struct bpf_prog_info`` (linux/bpf.h) as far as verified_insns; what is not asked for is padding."""
-
-    _fields_ = (
-        ("head", ctypes.c_ubyte * 16),
-        ("jited_prog_len", ctypes.c_uint32),
-        ("xlated_prog_len", ctypes.c_uint32),
-        ("between", ctypes.c_ubyte * 192),
-        ("verified_insns", ctypes.c_uint32),
-    )
 
 
 def test_the_programs_keep_to_their_budget() -> None:
     """Each program is verified in at most VERIFIED steps and has at most TRANSLATED instructions."""
-    over = []
-    with Collection.load(CollectionSpec.load(OBJECT)) as collection:
-        for name, program in sorted(collection.programs.items()):
-            info = _Info()
-            object_info(program.fd, info, name)
-            size = info.xlated_prog_len // 8
-            print(f"{name:14} verified {info.verified_insns:6} of {VERIFIED}, instructions {size:5} of")
-            print(f"{'':14} {TRANSLATED}, {info.jited_prog_len} bytes of machine code")
-            assert info.verified_insns > 100, "the kernel did not say"
-            if info.verified_insns > VERIFIED or size > TRANSLATED:
-                over.append(name)
-    assert over == []
+    found = sizes()
+    print("\n".join(size_table(found)))
+    assert {size.program for size in found} == {"pw_from_port", "pw_to_port"}
+    assert all(size.verified > 100 for size in found), "the kernel did not say"
+    assert [size for size in found if size.verified > VERIFIED or size.instructions > TRANSLATED] == []
+
+
+def test_a_packet_keeps_to_its_look_ups() -> None:
+    """On every path, in both families: an established packet is judged by at most one look-up, of its flow;
+    one that opens a flow, or is denied one, by at most five."""
+    costs = rows()
+    print("\n".join(look_up_table(costs)))
+    established = [
+        c for c in costs if c.path.endswith(("established", "answer", "about a flow", "later fragment"))
+    ]
+    assert len(established) >= 7
+    assert [c for c in established if c.judged_by > ESTABLISHED or c.policy] == []
+    new = [c for c in costs if c not in established and "about nothing" not in c.path]
+    assert len(new) >= 10
+    assert [c for c in new if c.judged_by > NEW] == []
+    # What is no flow is looked for twice: as the packet that it quotes, and as itself.
+    assert [c for c in costs if c.judged_by > NEW + 1] == []
+    # Every kind of look-up was seen: none is counted under a name that the source has no more.
+    assert all(sum(getattr(c, kind) for c in costs) for kind in ("flow", "policy", "fragment", "other"))
 
 
 def test_the_data_path_stays_readable() -> None:

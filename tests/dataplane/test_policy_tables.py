@@ -77,7 +77,10 @@ class Asked:
         # What the node itself sends has come in by no device.
         self._node = {a for end in snapshot.endpoints if end.local_node for a in end.addresses}
         self._port = ()
-        for addresses in set(self._own.values()):
+        pods = sorted(set(self._own.values()))
+        # A pod is one sandbox, whichever device is its port: so each of its addresses is its own.
+        self._sandboxes = {addresses: number for number, addresses in enumerate(pods, 1)}
+        for addresses in pods:
             self._be(addresses, self._far)
 
     def _be(self, addresses: tuple[str, ...], ifindex: int) -> ModelPort:
@@ -85,7 +88,7 @@ class Asked:
             port_id=ifindex,
             ifindex=ifindex,
             net=1,
-            sandbox=ifindex,
+            sandbox=self._sandboxes[addresses],
             mac=b"\2\0\0\0\0\1",
             addresses=tuple(map(ipaddress.ip_address, addresses)),
             mtu=1500,
@@ -99,19 +102,32 @@ class Asked:
         if source is not None and source == target:
             return None  # stays in the sandbox
         if source is not None:
-            if source != self._port:
-                far = [(a, self._rig.maps["pw_addrs"].lookup(values.address(a))) for a in source]
-                self._be(source, self._near)
-                for address, value in far:
-                    assert value is not None
-                    self._rig.maps["pw_addrs"].update(values.address(address), value)
-                self._port = source
+            self._become(source)
             return self._run("pw_from_port", _frame(flow), self._near, self._near)
         if target is not None:
             self._be(target, self._far)
             ingress = 0 if flow.source in self._node else self._near + self._far + 7
             return self._run("pw_to_port", _frame(flow), self._far, ingress)
         return None
+
+    def delivers(self, flow: Flow) -> bool | None:
+        """The same of the host's stack's way from one pod to another; None of what goes no such way."""
+        source, target = self._own.get(flow.source), self._own.get(flow.destination)
+        if source is None or target is None or source == target:
+            return None
+        self._become(source)
+        return self._run("pw_to_port", _frame(flow), self._far, self._near)
+
+    def _become(self, source: tuple[str, ...]) -> None:
+        """Make the near device the port of a pod, whose addresses still lead to the far one."""
+        if source == self._port:
+            return
+        far = [(a, self._rig.maps["pw_addrs"].lookup(values.address(a))) for a in source]
+        self._be(source, self._near)
+        for address, value in far:
+            assert value is not None
+            self._rig.maps["pw_addrs"].update(values.address(address), value)
+        self._port = source
 
     def _run(self, program: str, frame: bytes, ifindex: int, ingress: int) -> bool:
         maps = self._rig.maps

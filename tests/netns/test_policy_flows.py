@@ -158,8 +158,8 @@ def test_ports_used_again_are_a_new_flow(daemon: Daemon, sandboxes: SandboxFacto
 def test_a_burst_of_flows_is_known_and_forgotten(
     daemon: Daemon, table: Table, sandboxes: SandboxFactory, again: bool
 ) -> None:
-    """Twenty thousand flows as fast as a process can open them: none is refused, each has its ticket, and once
-    idle they go within a turn, as do those of a data path that was at rest before."""
+    """Twenty thousand flows as fast as a process can open them: none is refused, each has its ticket, and
+    once idle they go within a turn, as do those of a data path that was at rest before."""
     web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
     with (
         daemon.client() as api,

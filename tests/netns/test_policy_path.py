@@ -238,29 +238,6 @@ def test_fragments_go_the_way_of_their_datagram(daemon: Daemon, sandboxes: Sandb
     ("mark", "manifest"),
     [
         (
-            "domainNames",
-            """
-apiVersion: policy.networking.k8s.io/v1alpha2
-kind: ClusterNetworkPolicy
-metadata: {name: names}
-spec:
-  tier: Admin
-  priority: 1
-  subject: {namespaces: {}}
-  egress:
-  - {name: x, action: Accept, to: [{domainNames: [example.com]}]}
-""",
-        ),
-        (
-            "staged",
-            """
-apiVersion: projectcalico.org/v3
-kind: StagedGlobalNetworkPolicy
-metadata: {name: later}
-spec: {selector: all(), ingress: [{action: Deny}]}
-""",
-        ),
-        (
             "HostEndpoint",
             """
 apiVersion: projectcalico.org/v3

@@ -81,6 +81,10 @@ class Tap:
             return False
         return True
 
+    def option(self, name: int, value: int) -> None:
+        """Set an option of the socket's own level (SOL_SOCKET), such as the mark of what is sent."""
+        self._sock.setsockopt(socket.SOL_SOCKET, name, value)
+
     def until(self, mark: bytes, timeout: float = 10) -> list[tuple[bytes, bytes]]:
         """(header, frame) of what came before the frame that ends in ``mark``, in order."""
         out: list[tuple[bytes, bytes]] = []
@@ -231,12 +235,12 @@ class Wires:
 
     def _once(self, batch: list[tuple[str, bytes, bytes]]) -> tuple[Seen, bool]:
         """One attempt, and whether the host's kernel spoke."""
-        noisy = any(map(_is_noise, (f for a in self.settle().values() for _, f in a)))
+        noisy = any(map(is_noise, (f for a in self.settle().values() for _, f in a)))
         before, dropped = self.counters(), self.drops()
         accepted = [self.taps[name].send(frame, header) for name, header, frame in batch]
         came = self.settle()
         after = self.counters()
-        noisy |= any(map(_is_noise, (f for a in came.values() for _, f in a)))
+        noisy |= any(map(is_noise, (f for a in came.values() for _, f in a)))
         arrived = {name: [(_kept(h), _normal(f)) for h, f in items] for name, items in came.items()}
         mark = 14 + 20 + len(_MARK) + 4
         totals = {}
@@ -344,7 +348,7 @@ def stamped(frame: bytes, attempt: int) -> bytes:
     return frame
 
 
-def _is_noise(frame: bytes) -> bool:
+def is_noise(frame: bytes) -> bool:
     """Multicast listener reports, router and neighbour solicitations: the host's kernel's own."""
     if frame[12:14] != b"\x86\xdd" or frame[6:12] == bytes(6):
         return False

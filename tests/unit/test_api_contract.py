@@ -33,6 +33,7 @@ NAMES = [
     "policy.apply",
     "policy.delete",
     "policy.list",
+    "policy.staged",
     "port.create",
     "port.delete",
     "port.link",

@@ -36,6 +36,13 @@ files     /etc/p/web.yaml
 policies  NetworkPolicy shop/web
 tables    1 sets, 1,200 cells
 """
+CHANGES_TEXT = """\
+BECOMES  FROM                                   TO        SERVICES        IP   BEFORE     AFTER
+denied   shop/a, shop/b, shop/c and 1,002 more  shop/web  all but tcp 80  4+6  no policy  \
+ingress tier-default of default, by shop/web /etc/p/web.yaml:1
+and 4,212 pairs more in 2 rows; --json has the first 1 rows
+and more that nobody counted: too many pairs differ; try a part of the files
+"""
 GOLDEN = {
     "node status": f"""\
 ready      yes
@@ -49,15 +56,16 @@ networks   1
 ports      2 attached, 1 detached
 """,
     "network list": """\
-NAME  RANGES                   MTU   MASQUERADE  REACH
-blue  10.1.0.0/24 fd00:1::/64  -     yes         -
-red   -                        9000  no          *
+NAME  RANGES                   MTU   MASQUERADE  REACH  ISOLATION
+blue  10.1.0.0/24 fd00:1::/64  -     yes         -      open
+red   -                        9000  no          *      strict
 """,
     "network show blue": """\
 name        blue
 ranges      10.1.0.0/24
             fd00:1::/64
 masquerade  yes
+isolation   open
 ports       2
 usage       10.1.0.0/24: 2 of 254 in use, 1 resting
 """,
@@ -100,6 +108,13 @@ PORT_ID           REP         DIRECTION  REASON    PACKETS  BYTES
 """,
     "policy list": POLICY_TEXT,
     "policy delete -f /etc/p/web.yaml": POLICY_TEXT,
+    "policy delete -f /etc/p/web.yaml --dry-run": POLICY_TEXT + "\nno pair changes: every verdict stays\n",
+    "policy staged": f"""\
+StagedNetworkPolicy shop/web (Set) adds CalicoNetworkPolicy shop/web, /etc/p/web.yaml:1
+{CHANGES_TEXT}
+StagedGlobalNetworkPolicy big (Delete) deletes GlobalNetworkPolicy big, /etc/p/web.yaml:9
+can't be enforced: too large
+""",
     "why web 10.1.0.3 --dport 80": """\
  1. source: port web owns the address (10.1.0.2)
  2. deliver: redirected to its peer
@@ -210,7 +225,7 @@ def test_network_create_says_what_was_asked(tmp_path: Path, daemon: FakeDaemon) 
         "network create red --subnet 10.2.0.0/24 "
         "--range 10.3.0.0/24,start=10.3.0.9,end=10.3.0.19;10.4.0.0/24 --mtu 1400 --masquerade "
         "--reach blue --reach green --route 10.0.0.0/8,gw=10.1.1.1,priority=5 "
-        "--dns-server 9.9.9.9 --dns-search example.org --reserved 10.2.0.7"
+        "--dns-server 9.9.9.9 --dns-search example.org --reserved 10.2.0.7 --isolation tenant"
     )
     assert run(tmp_path, line).exit_code == 0
     (asked,) = daemon.calls
@@ -221,6 +236,7 @@ def test_network_create_says_what_was_asked(tmp_path: Path, daemon: FakeDaemon) 
     assert asked.routes == (Route(dst="10.0.0.0/8", gw="10.1.1.1", priority=5),)
     assert (asked.dns.nameservers, asked.dns.search) == (("9.9.9.9",), ("example.org",))
     assert asked.reserved == ("10.2.0.7",)
+    assert asked.isolation == "tenant"
 
 
 def test_port_set_changes_only_what_is_named(tmp_path: Path, daemon: FakeDaemon) -> None:
@@ -326,7 +342,8 @@ def test_node_run_and_install_get_the_directories(
         monkeypatch.setenv("PORTWRIGHT_STATE_DIR", str(state_dir))
     runner = CliRunner()
     result = runner.invoke(cli, [*before, "node", "run", *after], catch_exceptions=False)
-    assert (result.exit_code, seen) == (3, [{"run_dir": run_dir, "state_dir": state_dir}])
+    told = {"run_dir": run_dir, "state_dir": state_dir, "policy_dir": None}
+    assert (result.exit_code, seen) == (3, [told])
     install = ["install", "--cni-bin-dir", "/b", "--cni-conf-dir", "/c", "--network", "blue"]
     result = runner.invoke(cli, [*before, *install, *after], catch_exceptions=False)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/bin/portwright\n")
@@ -337,6 +354,8 @@ def test_node_run_and_install_get_the_directories(
         "socket": run_dir / "portwright.sock",
         "spool": state_dir / "spool",
     }
+    runner.invoke(cli, [*before, "node", "run", "--policy-dir", "/p", *after], catch_exceptions=False)
+    assert seen[2] == {**told, "policy_dir": Path("/p")}
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_the_whole() -> None:
             "ipMasq": True,
             "model": "netkit",
             "reach": ["red", "*"],
+            "isolation": "strict",
             "routes": [{"dst": "192.0.2.0/24"}],
             "dns": {"nameservers": ["2001:DB8::53"], "domain": "x", "search": ["a"], "options": ["o"]},
             "ipam": {
@@ -84,6 +85,8 @@ def test_the_whole() -> None:
         "cni",
     )
     assert got.model == "netkit"
+    assert network.isolation == "strict"
+    assert read({}).as_network(7).isolation == "open"
 
 
 def test_17_keys_in_any_case() -> None:
@@ -306,6 +309,7 @@ def test_bad_bandwidth(value: object, text: str) -> None:
         ({"ipMasq": 1}, 7, "ipMasq: must be true or false"),
         ({"model": "warp"}, 2, "unsupported field model"),
         ({"reach": ["-x"]}, 7, "reach: invalid characters"),
+        ({"isolation": "closed"}, 7, "isolation: must be open, tenant or strict"),
         ({"network": "a b"}, 7, "network: invalid characters"),
         ({"mac": "01:00:5e:00:00:01"}, 7, "mac: must be a unicast"),
         ({"runtimeConfig": {"mac": "02:00"}}, 7, "runtimeConfig.mac: must be a MAC address"),

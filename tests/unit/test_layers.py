@@ -11,32 +11,43 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "portwright"
 
-PURE = {"model", "policy", "plan", "ipam", "attach"}
+PURE = {"model", "policy", "domains", "plan", "ipam", "attach"}
 
 # What each layer may import of Portwright, besides itself.
 ALLOWED: dict[str, set[str]] = {
     "model": set(),
     "dataplane": {"model"},  # the Python mirror of the C structs
     "policy": {"model", "dataplane"},
+    "domains": {"model", "policy"},  # what names policy asks for, and what an answer says
     "ipam": {"model"},
     "plan": {"model", "policy", "ipam"},
     "attach": {"model", "plan"},
     "store": {"model", "ipam", "plan"},
     "kernel": {"model"},
     "observe": {"model", "kernel", "dataplane", "store", "plan"},
-    "node": {"model", "dataplane", "policy", "ipam", "plan", "attach", "store", "kernel", "observe"},
+    "node": {
+        *("model", "dataplane", "policy", "domains", "ipam", "plan", "attach", "store", "kernel", "observe"),
+    },
     # The edges: each translates, none decides, none touches the kernel.
     "api": {"model"},
     "cni": {"model", "api", "node", "attach", "plan", "ipam", "policy", "store"},
     "cli": {"model", "api", "cni"},
+    "live": {
+        "model",
+        "api",
+        "policy",
+        "domains",
+        "kernel",
+    },  # plays the sandboxes, and the host that they are on
     # The process: hangs the edges onto the node's services.
     "daemon": {"model", "dataplane", "policy", "ipam", "api", "cni", "node", "observe"},
     "": {"api", "model"},  # portwright/__init__.py: the public names
 }
 
 # What a layer may import inside a function only.
-# `portwright node run` is the daemon's process; `policy matrix` asks the pure engine, with no daemon.
-LAZY: dict[str, set[str]] = {"cli": {"daemon", "policy"}}
+# `portwright node run` is the daemon's process; `policy matrix` asks the pure engine, with no daemon, and
+# with --live it starts one.
+LAZY: dict[str, set[str]] = {"cli": {"daemon", "policy", "live"}, "live": {"daemon"}}
 
 # Input, output, the clock, the kernel and chance: what a pure layer has none of.
 IMPURE = {

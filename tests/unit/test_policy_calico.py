@@ -32,6 +32,7 @@ from portwright.policy.rules import (
     Policy,
     PortRange,
     Rule,
+    StagedAction,
     Tier,
     Traffic,
 )
@@ -434,9 +435,14 @@ BAD_SPECS: list[tuple[str, dict[str, Any], str, str]] = [
         "spec.preDNAT",
         "ingress only",
     ),
-    ("StagedNetworkPolicy", {"stagedAction": "Delete"}, "spec.stagedAction", "--dry-run"),
-    ("StagedGlobalNetworkPolicy", {"stagedAction": "set"}, "spec.stagedAction", "Set, Learn"),
-    ("StagedKubernetesNetworkPolicy", {"stagedAction": "Delete"}, "spec.stagedAction", "--dry-run"),
+    ("StagedNetworkPolicy", {"stagedAction": "Delete", "order": 3}, "spec.order", "name alone"),
+    ("StagedGlobalNetworkPolicy", {"stagedAction": "set"}, "spec.stagedAction", "Set, Delete"),
+    (
+        "StagedKubernetesNetworkPolicy",
+        {"stagedAction": "Delete", "podSelector": {}},
+        "spec.podSelector",
+        "name alone",
+    ),
     ("StagedKubernetesNetworkPolicy", {"order": 3}, "spec.order", "unknown field"),
     ("StagedKubernetesNetworkPolicy", {"ingress": [{"from": [{}]}]}, "spec.ingress[0].from[0]", "needs"),
     ("Tier", {"order": None, "defaultAction": "Allow"}, "spec.defaultAction", "Deny, Pass"),
@@ -559,7 +565,20 @@ def test_staged_policies_are_the_same_but_staged(kind: str, action: str | None) 
 
     assert staged.staged
     assert staged.kind == f"Staged{kind}"
-    assert msgspec.structs.replace(staged, staged=False, kind=enforced.kind) == enforced
+    assert staged.staged_action == (action or "Set")
+    unstaged = msgspec.structs.replace(
+        staged, staged=False, staged_action=StagedAction.SET, kind=enforced.kind
+    )
+    assert unstaged == enforced
+
+
+@pytest.mark.parametrize("kind", ["NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolicy"])
+def test_a_deletion_is_staged_by_its_name(kind: str) -> None:
+    """A stagedAction of Delete says which policy is meant, and is of no direction itself."""
+    staged = policy(f"Staged{kind}", {"stagedAction": "Delete"})
+
+    assert (staged.staged, staged.staged_action) == (True, StagedAction.DELETE)
+    assert (staged.ingress, staged.egress) == (None, None)
 
 
 def test_tiers() -> None:

@@ -33,7 +33,7 @@ from portwright.policy.lacks import expr_lacks, rule_peer_lacks, rule_traffic_la
 from portwright.policy.manifests.documents import Document, parse
 from portwright.policy.manifests.read import read
 from portwright.policy.matching import World, rule_peers_match, rule_traffic_matches
-from portwright.policy.mend import AddRule, Change, ChangeLabels, LiftRule, applied, wished
+from portwright.policy.mend import AddPolicy, AddRule, Change, ChangeLabels, LiftRule, applied, wished
 from portwright.policy.rules import (
     ICMP,
     SCTP,
@@ -197,6 +197,7 @@ def edited(documents: list[Document], change: Change) -> list[dict[str, Any]]:
                 labels = {**(meta.get("labels") or {}), **change.labels}
                 meta["labels"] = {key: value for key, value in labels.items() if value is not None}
             continue
+        assert not isinstance(change, AddPolicy), "no corpus has a network that is not open"
         policy = change.policy
         calico = "projectcalico" in body["apiVersion"]
         kind = "CalicoNetworkPolicy" if calico and body["kind"] == "NetworkPolicy" else body["kind"]

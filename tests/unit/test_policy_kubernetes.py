@@ -588,6 +588,7 @@ def test_a_pod_is_an_endpoint_with_effective_labels() -> None:
             NamedPort("http", TCP, 8080),
             NamedPort("side", TCP, 9),
         ),
+        unnamed_ports=((TCP, 81),),
     )
     assert node == Endpoint(
         name="n1", kind=EndpointKind.NODE, labels={"zone": "z"}, addresses=("192.0.2.1", "2001:db8::1")

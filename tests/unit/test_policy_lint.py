@@ -359,6 +359,32 @@ def test_an_admin_policy_may_serve_names() -> None:
         assert codes(deny, admin("a", rule.replace("ACTION", action))) == [("no-dns", "f0:4")]
 
 
+@pytest.mark.parametrize("world", [WORLD, ""])
+@pytest.mark.parametrize(
+    ("asked", "subject", "told"),
+    [
+        ("networks: [0.0.0.0/0]", "namespaces: {}", True),
+        ("networks: [10.0.0.10/32, '::/0']", "namespaces: {matchLabels: {team: a}}", True),
+        ("networks: [10.0.0.10/32]", "namespaces: {}", False),
+        ("networks: [0.0.0.0/0]", "namespaces: {matchLabels: {team: b}}", False),
+    ],
+)
+def test_names_are_as_good_as_who_says_them(world: str, asked: str, subject: str, told: bool) -> None:
+    """Domain names for pods that may ask any name server are told, whichever policy lets them ask."""
+    names = admin(
+        "names",
+        "  priority: 1\n  subject: {namespaces: {matchLabels: {team: a}}}\n  egress:\n"
+        "  - {action: Accept, to: [{domainNames: [a.example]}]}\n",
+    )
+    dns = admin(
+        "dns",
+        f"  priority: 2\n  subject: {{{subject}}}\n  egress:\n  - action: Accept\n"
+        f"    to: [{{{asked}}}]\n    protocols: [{{udp: {{destinationPort: {{number: 53}}}}}}]\n",
+    )
+
+    assert (("names-any-server", "f0:9") in codes(names, dns, world=world)) == told
+
+
 def test_an_except_is_compared_with_policies_of_the_same_pods() -> None:
     """What one policy leaves out and another lets in is told only if both select a pod, now or ever."""
     hole = "  podSelector: {SELECTOR}\n" + HOLE

@@ -221,6 +221,18 @@ def test_owned_keeps_the_first_detail(store: Store) -> None:
     assert store.disown("mount", "/run/x") is False
 
 
+def test_resolved_names_outlive_a_restart(store: Store, tmp_path: Path) -> None:
+    """Each entry once, with its latest end; what is gone is gone, and forgetting it again is no error."""
+    one, other = ("a" * 16, "*.example", "192.0.2.1"), ("a" * 16, "*.example", "2001:db8::1")
+    store.note_resolved([(*one, 10.5), (*other, 20.0)])
+    store.note_resolved([(*one, 30.25)], gone=[other])
+    store.note_resolved([], gone=[other])
+    store.close()
+
+    with Store.open(tmp_path / "state") as again:
+        assert again.resolved() == [(*one, 30.25)]
+
+
 def test_meta(store: Store, tmp_path: Path) -> None:
     """The instance id is the directory's, for good; the last boot is told once per boot."""
     instance = store.instance_id

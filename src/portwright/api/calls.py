@@ -18,7 +18,7 @@ from portwright.api import methods as m
 from portwright.api import policy as pm
 from portwright.api.paths import NetnsSpec, netns_path
 from portwright.api.registry import IntrospectParams, Params
-from portwright.model.network import AddressRange, Dns, Network, Route
+from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
 from portwright.model.port import Limits, Port, PortMapping, PortState
 
 P = ParamSpec("P")
@@ -67,6 +67,7 @@ def network_create(
     mtu: int | None = None,
     masquerade: bool = False,
     reach: Sequence[str] = (),
+    isolation: Isolation = "open",
     routes: Sequence[Route] = (),
     dns: Dns | None = None,
     reserved: Sequence[str] = (),
@@ -82,6 +83,7 @@ def network_create(
         mtu=mtu,
         masquerade=masquerade,
         reach=tuple(reach),
+        isolation=isolation,
         routes=tuple(routes),
         dns=dns or Dns(),
         reserved=tuple(reserved),
@@ -262,6 +264,13 @@ def policy_list() -> Call[pm.PolicyState]:
     return Call("policy.list", pm.PolicyListParams(), pm.PolicyState)
 
 
-def policy_delete(files: Sequence[str]) -> Call[pm.PolicyState]:
+def policy_delete(files: Sequence[str], *, dry_run: bool = False) -> Call[pm.PolicyState]:
     """Take manifest files away, by the names they were applied under. Raises NotFound."""
-    return Call("policy.delete", pm.PolicyDeleteParams(files=tuple(files)), pm.PolicyState)
+    params = pm.PolicyDeleteParams(files=tuple(files), dry_run=dry_run)
+    return Call("policy.delete", params, pm.PolicyState)
+
+
+def policy_staged(names: Sequence[str] = ()) -> Call[tuple[pm.StagedPolicy, ...]]:
+    """Say what staged policies would change, those of these names or all. Raises NotFound, InvalidInput."""
+    params = pm.PolicyStagedParams(names=tuple(names))
+    return Call("policy.staged", params, tuple[pm.StagedPolicy, ...])

@@ -175,6 +175,7 @@ class Client:
     policy_apply = _Method(calls.policy_apply)
     policy_list = _Method(calls.policy_list)
     policy_delete = _Method(calls.policy_delete)
+    policy_staged = _Method(calls.policy_staged)
     doctor = _Method(calls.doctor)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from portwright.api.registry import Params, method
-from portwright.model.network import AddressRange, Dns, Network, Route
+from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
 from portwright.model.port import Limits, Port, PortMapping, PortState
 
 Mtu = Annotated[int, Meta(ge=68, le=65535, description="bytes, RFC 791's least to IP's most")]
@@ -74,6 +74,7 @@ class NetworkCreateParams(Params[Network], frozen=True, kw_only=True):
 
     ``subnets`` is short for ``ranges``: each makes a range set of its own. A port gets one
     address from each set. Without either, its ports name their addresses.
+    ``isolation`` is what holds for its ports where no policy decides (docs/policy.md).
     """
 
     name: Name
@@ -82,6 +83,7 @@ class NetworkCreateParams(Params[Network], frozen=True, kw_only=True):
     mtu: Mtu | None = None
     masquerade: bool = False
     reach: tuple[str, ...] = ()
+    isolation: Isolation = "open"
     routes: tuple[Route, ...] = ()
     dns: Dns = Dns()
     reserved: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import click
 from portwright.cli.main import Settings
 from portwright.cli.options import RangeSetType, RouteType, client_of, json_option
 from portwright.cli.output import print_facts, print_json, print_table
-from portwright.model.network import AddressRange, Dns, Network, Route
+from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
 
 
 @click.group(no_args_is_help=True)
@@ -28,6 +28,13 @@ def network() -> None:
 @click.option(
     "--reach", multiple=True, metavar="NETWORK", help="A network to exchange traffic with; '*' is all."
 )
+@click.option(
+    "--isolation",
+    type=click.Choice(["open", "tenant", "strict"]),
+    default="open",
+    help="What holds for its ports where no policy decides: all passes (open), only the same namespace's "
+    "ports and the way out do (tenant), or nothing (strict).",
+)
 @click.option("--route", "routes", multiple=True, type=RouteType(), help="A route of its sandboxes.")
 @click.option("--dns-server", "nameservers", multiple=True, metavar="ADDRESS", help="A name server.")
 @click.option("--dns-search", "search", multiple=True, metavar="DOMAIN", help="A search domain.")
@@ -46,6 +53,7 @@ def create(
     mtu: int | None,
     masquerade: bool,
     reach: tuple[str, ...],
+    isolation: Isolation,
     routes: tuple[Route, ...],
     nameservers: tuple[str, ...],
     search: tuple[str, ...],
@@ -64,6 +72,7 @@ def create(
             mtu=mtu,
             masquerade=masquerade,
             reach=reach,
+            isolation=isolation,
             routes=routes,
             dns=dns,
             reserved=reserved,
@@ -85,7 +94,7 @@ def list_(settings: Settings, as_json: bool) -> None:
         print_json(found)
         return
     print_table(
-        ["NAME", "RANGES", "MTU", "MASQUERADE", "REACH"],
+        ["NAME", "RANGES", "MTU", "MASQUERADE", "REACH", "ISOLATION"],
         [
             [
                 each.name,
@@ -93,6 +102,7 @@ def list_(settings: Settings, as_json: bool) -> None:
                 each.mtu,
                 "yes" if each.masquerade else "no",
                 " ".join(each.reach),
+                each.isolation,
             ]
             for each in found
         ],
@@ -152,6 +162,7 @@ def _facts(shown: Network) -> list[tuple[str, object]]:
         ("mtu", shown.mtu),
         ("masquerade", "yes" if shown.masquerade else "no"),
         ("reach", " ".join(shown.reach)),
+        ("isolation", shown.isolation),
         ("routes", [route_text(route) for route in shown.routes]),
         ("name servers", " ".join(shown.dns.nameservers)),
         ("search", " ".join(shown.dns.search)),

@@ -23,13 +23,19 @@ def node() -> None:
 
 @node.command()
 @dir_options
+@click.option(
+    "--policy-dir",
+    type=click.Path(path_type=Path),
+    envvar="PORTWRIGHT_POLICY_DIR",
+    help="A folder whose manifests are kept in force, as they change.",
+)
 @click.pass_obj
-def run(settings: Settings, run_dir: Path | None, state_dir: Path | None) -> int:
+def run(settings: Settings, run_dir: Path | None, state_dir: Path | None, policy_dir: Path | None) -> int:
     """Run the daemon in the foreground, until it is stopped. Ports keep working without it."""
     from portwright.daemon.main import main
 
     where = merged(settings, run_dir, state_dir)
-    return main(state_dir=where.state_dir, run_dir=where.run_dir)
+    return main(state_dir=where.state_dir, run_dir=where.run_dir, policy_dir=policy_dir)
 
 
 @node.command()

@@ -16,12 +16,13 @@ import msgspec
 
 
 def full(value: object) -> Any:
-    """Return ``value`` as plain JSON-able data with every field present, defaults too.
+    """Return ``value`` as plain JSON-able data with every field present, defaults too, by its wire name.
 
     The wire leaves defaults out; a program that reads ``--json`` should not need to know them.
     """
     if isinstance(value, msgspec.Struct):
-        return {name: full(getattr(value, name)) for name in value.__struct_fields__}
+        names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
+        return {wire: full(getattr(value, name)) for wire, name in names}
     if isinstance(value, Mapping):
         return {str(key): full(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

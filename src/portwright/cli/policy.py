@@ -1,4 +1,4 @@
-"""``portwright policy``: apply, list, delete, matrix."""
+"""``portwright policy``: apply, list, delete, staged, matrix."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import click
 import msgspec
 
 from portwright.api.policy import PolicyState
+from portwright.cli.changes import print_changes
 from portwright.cli.main import Settings
 from portwright.cli.options import client_of, json_option
-from portwright.cli.output import print_facts, print_json, print_table
+from portwright.cli.output import print_facts, print_json, print_table, printable
 from portwright.model.errors import InvalidInput
 
 #: What a folder's manifests are called.
@@ -35,7 +36,7 @@ def policy() -> None:
 
 @policy.command()
 @_files_option
-@click.option("--dry-run", is_flag=True, help="Judge them, say what would be in force, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Say which pairs would change, and change nothing.")
 @json_option
 @click.pass_obj
 def apply(settings: Settings, /, *, paths: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
@@ -48,24 +49,50 @@ def apply(settings: Settings, /, *, paths: tuple[Path, ...], dry_run: bool, as_j
 
 @policy.command()
 @_files_option
+@click.option(
+    "--live", is_flag=True, help="Try it too: sandboxes of their own, a real packet a cell. Needs root."
+)
+@click.option(
+    "--svg",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write it as a picture too.",
+)
 @json_option
-def matrix(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Print who may reach whom on which port, and by which rule. Needs no daemon: the manifests say all."""
+def matrix(paths: tuple[Path, ...], live: bool, svg: Path | None, as_json: bool) -> int:
+    """Print who may reach whom on which port, and by which rule. Needs no daemon: the manifests say all.
+
+    With --live the exit status is 1 if the packets say otherwise.
+    """
     from portwright.policy.manifests.read import read
     from portwright.policy.matrix import matrix as cells_of
 
-    manifests = read((str(path), _text(path)) for path in _manifests(paths))
+    files = [(str(path), _text(path)) for path in _manifests(paths)]
+    manifests = read(files)
+    if live:
+        from portwright.live.matrix import refuse_too_many
+
+        refuse_too_many(manifests.snapshot)
     cells = cells_of(manifests.policy_set, manifests.snapshot)
     if not cells:
         why = "no pod with a containerPort; the matrix is of the pods that the manifests describe"
         raise InvalidInput("filename", " ".join(map(str, paths)), why)
+    if svg is not None:
+        from portwright.policy.picture import picture
+
+        _write(svg, picture(cells))
+    if live:
+        from portwright.cli.live import show_live
+
+        return show_live(files, manifests, cells, as_json=as_json)
     if as_json:
         print_json({"cells": msgspec.to_builtins(cells)})  # under its wire names, from and to
-        return
+        return 0
     print_table(
         ["FROM", "TO", "PORT", "ALLOWED", "RULE"],
         [[c.source, c.target, f"{c.protocol}/{c.port}", "yes" if c.allowed else "no", c.rule] for c in cells],
     )
+    return 0
 
 
 @policy.command(name="list")
@@ -82,13 +109,37 @@ def list_(settings: Settings, as_json: bool) -> None:
 @click.option(
     "-f", "--filename", "names", multiple=True, required=True, metavar="PATH", help="A file as applied."
 )
+@click.option("--dry-run", is_flag=True, help="Say which pairs would change, and change nothing.")
 @json_option
 @click.pass_obj
-def delete(settings: Settings, names: tuple[str, ...], as_json: bool) -> None:
+def delete(settings: Settings, names: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Take manifests away. The file itself need not exist any more."""
     with client_of(settings) as client:
-        state = client.policy_delete([str(Path(name).absolute()) for name in names])
+        state = client.policy_delete([str(Path(name).absolute()) for name in names], dry_run=dry_run)
     _show(state, as_json)
+
+
+@policy.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@json_option
+@click.pass_obj
+def staged(settings: Settings, names: tuple[str, ...], as_json: bool) -> None:
+    """Say what staged policies would change if they were enforced: those of these names, or all."""
+    with client_of(settings) as client:
+        found = client.policy_staged(names)
+    if as_json:
+        print_json({"staged": found})
+        return
+    if not found:
+        click.echo("no policy is staged")
+    for number, each in enumerate(found):
+        if number:
+            click.echo()
+        click.echo(printable(f"{each.policy} ({each.action}) {each.effect}, {each.where}"))
+        if each.refused:
+            click.echo(printable(f"can't be enforced: {each.refused}"))
+        else:
+            print_changes(each.changes)
 
 
 def _manifests(paths: tuple[Path, ...]) -> list[Path]:
@@ -112,11 +163,30 @@ def _text(path: Path) -> str:
         raise InvalidInput("filename", str(path), f"can't be read as text: {error}") from error
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput("svg", str(path), f"can't be written: {error.strerror}") from error
+
+
 def _show(state: PolicyState, as_json: bool) -> None:
     if as_json:
         print_json(state)
         return
     tables = ", ".join(f"{count:,} {name}" for name, count in state.tables.items())
-    print_facts([("files", list(state.files)), ("policies", list(state.policies)), ("tables", tables)])
+    print_facts(
+        [
+            ("files", list(state.files)),
+            ("policies", list(state.policies)),
+            ("staged", list(state.staged)),
+            ("tables", tables),
+            ("folder", state.folder),
+            ("behind", state.behind),
+        ]
+    )
+    if state.changes is not None:
+        click.echo()
+        print_changes(state.changes)
     for warning in state.warnings:
         click.echo(f"warning: {warning.where}: {warning.text} {warning.fix} [{warning.code}]", err=True)

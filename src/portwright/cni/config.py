@@ -12,6 +12,8 @@ Keys of Portwright's own, beside the specification's::
               (leaves the ingress qdisc to others: for the reference bandwidth plugin after ours)
     mtu       of the port, 0 or absent = the network's
     reach     names of networks whose ports may exchange traffic with this one's
+    isolation what holds for the network's ports where no policy decides: "open" (the default), "tenant"
+              or "strict"
     mac, bandwidth, portMappings   as the capabilities of these names, for every port
     ipam      {"type": "portwright", subnet/rangeStart/rangeEnd/gateway or ranges,
                routes, reserved}; a configuration with ranges needs no type
@@ -33,7 +35,7 @@ from portwright.cni.requested import Requested
 from portwright.cni.result import Result, dns_in, from_fields, route_in
 from portwright.cni.version import SUPPORTED, UNNAMED, at_least
 from portwright.model.errors import InvalidInput
-from portwright.model.network import AddressRange, Dns, Network, Route
+from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
 
 #: The IPAM type that Portwright's daemon serves itself.
 BUILTIN_IPAM: Final = "portwright"
@@ -80,7 +82,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     """A configuration. ``network`` is the network to join; ``ipam`` None means no addresses from here.
 
-    ``dns`` None means unsaid (an IPAM plugin's stays), an empty one overrides.
+    ``dns`` None means unsaid (an IPAM plugin's stays), an empty one overrides. ``isolation`` None is
+    unsaid too: open for a network that is made by this.
     ``valid_attachments`` is GC's: None means that no list was given, and GC must refuse; () means
     that nothing is valid. For DEL and GC only ``name``, ``cni_version``, ``network``, ``type``,
     ``ipam.type`` and ``valid_attachments`` are read (see :func:`read_leniently`).
@@ -95,6 +98,7 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     model: str = "veth"
     attach: str = ""
     reach: tuple[str, ...] = ()
+    isolation: Isolation | None = None
     ipam: IpamConf | None = None
     routes: tuple[Route, ...] = ()
     dns: Dns | None = None
@@ -117,6 +121,7 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
             mtu=self.mtu,
             masquerade=self.ip_masq,
             reach=self.reach,
+            isolation=self.isolation or "open",
             routes=self.all_routes,
             dns=self.dns or Dns(),
             source="cni",
@@ -173,6 +178,7 @@ def read(top: Fields, args: Mapping[str, str]) -> NetConf:
         model=model,
         attach=_attach(top),
         reach=tuple(one if one == "*" else _network_name("reach", one) for one in top.texts("reach")),
+        isolation=_isolation(top),
         ipam=_ipam(top),
         routes=tuple(route_in(one, exact=True) for one in top.children("routes")),
         dns=dns_in(top.child("dns"), exact=True),
@@ -210,6 +216,16 @@ def _attach(top: Fields) -> str:
     if text not in ("", "clsact", "tcx"):
         raise InvalidInput("attach", text, "must be clsact or tcx")
     return text
+
+
+def _isolation(top: Fields) -> Isolation | None:
+    match top.text("isolation"):
+        case "":
+            return None
+        case "open" | "tenant" | "strict" as known:
+            return known
+        case text:
+            raise InvalidInput("isolation", text, "must be open, tenant or strict")
 
 
 def _network_name(at: str, text: str) -> str:

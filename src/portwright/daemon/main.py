@@ -19,11 +19,14 @@ from portwright.api.request import Request
 from portwright.api.server import Server, passed_listener
 from portwright.cni.handler import CniHandler
 from portwright.daemon.methods import VERSION, Methods
-from portwright.model.errors import PortwrightError
+from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.node.changes import Changes
 from portwright.node.core import Core
+from portwright.node.domains import Domains
 from portwright.node.drops import DropFeed
 from portwright.node.faults import Faults
+from portwright.node.folder import FolderState
+from portwright.node.follow import Follower
 from portwright.node.health import Health
 from portwright.node.networks import Networks
 from portwright.node.paths import Paths
@@ -34,8 +37,11 @@ from portwright.node.watch import Watch
 log = logging.getLogger("portwright")
 
 
-def main(state_dir: Path | str, run_dir: Path | str) -> int:
-    """Runs until SIGTERM, SIGINT or ``node stop``. Returns the exit status."""
+def main(state_dir: Path | str, run_dir: Path | str, policy_dir: Path | None = None) -> int:
+    """Runs until SIGTERM, SIGINT or ``node stop``. Returns the exit status.
+
+    ``policy_dir``: a folder whose manifests are kept in force.
+    """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
     )
@@ -46,7 +52,7 @@ def main(state_dir: Path | str, run_dir: Path | str) -> int:
         sys.stderr.write(f"portwright: {error}\n")
         return 1
     try:
-        asyncio.run(_serve(core))
+        asyncio.run(_serve(core, policy_dir and policy_dir.absolute()))
     except PortwrightError as error:
         sys.stderr.write(f"portwright: {error}\n")
         return 1
@@ -55,7 +61,7 @@ def main(state_dir: Path | str, run_dir: Path | str) -> int:
     return 0
 
 
-async def _serve(core: Core) -> None:
+async def _serve(core: Core, policy_dir: Path | None) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,11 +72,14 @@ async def _serve(core: Core) -> None:
     for sentence in recover(core, ports, changes):
         log.info("recovery: %s", sentence)
     core.policies.restore()
+    follower = _follower(core, policy_dir, loop) if policy_dir is not None else None
     watch, feed = Watch(core, ports, changes, loop), DropFeed(core, loop)
+    domains = Domains(core, loop)
 
     def changed() -> None:
         watch.sync()
         feed.sync()
+        domains.sync()
 
     watch.sync()
     watch.catch_up()
@@ -95,6 +104,7 @@ async def _serve(core: Core) -> None:
         networks=networks,
         health=health,
         feed=feed,
+        follower=follower,
         stop=stopping.set,
         changed=changed,
     )
@@ -118,6 +128,21 @@ async def _serve(core: Core) -> None:
         _notify("STOPPING=1\n")
     watch.close()
     feed.close()
+    domains.close()
+    if follower is not None:
+        follower.close()
+
+
+def _follower(core: Core, folder: Path, loop: asyncio.AbstractEventLoop) -> Follower | None:
+    """Follows the folder from now on; or without: the recorded manifests stay in force, with an alarm."""
+    try:
+        follower = Follower(folder, core.policies, loop)
+    except KernelFailed as error:
+        core.policies.folder = FolderState(path=str(folder), error=f"{error}; restart the daemon then")
+        log.error("%s: is not followed: %s", folder, error)
+        return None
+    follower.refresh()
+    return follower
 
 
 def _notify(text: str) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from portwright.api import methods as m
 from portwright.api import policy as pm
 from portwright.api.request import Request
+from portwright.daemon.policy import judged_state, policy_state, staged_policies
 from portwright.daemon.why import Explainer
 from portwright.dataplane.abi import PwCounter
 from portwright.ipam import canonical_pools
@@ -22,9 +23,9 @@ from portwright.model.port import Limits, Owner, Port, PortState
 from portwright.node.changes import Changes
 from portwright.node.core import Core
 from portwright.node.drops import DropFeed
+from portwright.node.follow import Follower
 from portwright.node.health import Health
 from portwright.node.networks import Networks
-from portwright.node.policies import Applied
 from portwright.node.ports import Ports, PortSpec
 from portwright.node.switch import attach_mode
 from portwright.observe import counters
@@ -44,6 +45,7 @@ class Methods:
         networks: Networks,
         health: Health,
         feed: DropFeed,
+        follower: Follower | None,
         stop: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
@@ -54,6 +56,7 @@ class Methods:
         self._networks = networks
         self._health = health
         self._feed = feed
+        self._follower = follower
         self._stop = stop
         self._changed = changed
         self._explainer = Explainer(core)
@@ -79,7 +82,7 @@ class Methods:
             networks=len(self._store.networks()),
             attach=attach_mode(),
             problems=tuple(problems),
-            alarms=tuple(self._core.alarms),
+            alarms=(*self._core.alarms, *self._health.policy_folder()),
         )
 
     async def node_stop(self, _params: m.NodeStopParams, _request: Request) -> m.NodeStopping:
@@ -99,6 +102,7 @@ class Methods:
             mtu=params.mtu,
             masquerade=params.masquerade,
             reach=params.reach,
+            isolation=params.isolation,
             routes=params.routes,
             dns=params.dns,
             reserved=params.reserved,
@@ -131,15 +135,31 @@ class Methods:
     async def policy_apply(self, params: pm.PolicyApplyParams, _request: Request) -> pm.PolicyState:
         """Raises InvalidInput, PolicyTooLarge; then nothing has changed."""
         files = [(f.name, f.text) for f in params.files]
-        return _policy_state(self._core.policies.apply(files, dry_run=params.dry_run))
+        applied = self._core.policies.apply(files, dry_run=params.dry_run)
+        self._nudge_follower(params.dry_run)
+        return await judged_state(applied)
 
     async def policy_list(self, _params: pm.PolicyListParams, _request: Request) -> pm.PolicyState:
         """What is in force."""
-        return _policy_state(self._core.policies.current())
+        folder = self._core.policies.folder
+        state = policy_state(self._core.policies.current())
+        return msgspec.structs.replace(state, folder=folder.path, behind=folder.error)
 
     async def policy_delete(self, params: pm.PolicyDeleteParams, _request: Request) -> pm.PolicyState:
         """Raises NotFound."""
-        return _policy_state(self._core.policies.delete(params.files))
+        left = self._core.policies.delete(params.files, dry_run=params.dry_run)
+        self._nudge_follower(params.dry_run)
+        return await judged_state(left)
+
+    async def policy_staged(
+        self, params: pm.PolicyStagedParams, _request: Request
+    ) -> tuple[pm.StagedPolicy, ...]:
+        """Raises NotFound, InvalidInput."""
+        return await staged_policies(*self._core.policies.staged(params.names))
+
+    def _nudge_follower(self, dry_run: bool = False) -> None:
+        if self._follower is not None and not dry_run:
+            self._follower.nudge()
 
     # -- port ------------------------------------------------------------------------------------
 
@@ -349,15 +369,3 @@ def _merged(limits: Limits, change: m.LimitsChange) -> Limits:
         if f"{direction}_rate" in given and f"{direction}_burst" not in given:
             given[f"{direction}_burst"] = 0
     return msgspec.structs.replace(limits, **given)
-
-
-def _policy_state(applied: Applied) -> pm.PolicyState:
-    return pm.PolicyState(
-        files=applied.files,
-        policies=applied.policies,
-        tables=msgspec.structs.asdict(applied.size),
-        warnings=tuple(
-            pm.PolicyWarning(code=w.code, where=str(w.where), text=w.text, fix=w.fix)
-            for w in applied.warnings
-        ),
-    )

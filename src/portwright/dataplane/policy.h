@@ -78,8 +78,11 @@ PW_SLOTTED(pw_cells, HASH, PW_MAX_CELLS, BPF_F_NO_PREALLOC, sizeof(struct pw_cel
  */
 PW_MAP(pw_generation, ARRAY, 2, 0, __u32, __u32);
 
-/* One number for what a packet is: compile.py cuts the same line into port classes. */
-PW_INLINE __u32 pw_service(const struct pw_packet *pkt, const struct pw_flow *flow, __u16 be_port)
+/*
+ * One number for what a packet is: compile.py cuts the same line into port
+ * classes. @icmp: type and code; of an answer its question's.
+ */
+PW_INLINE __u32 pw_service(const struct pw_packet *pkt, __u16 be_port, __u16 icmp)
 {
 	__u32 kind;
 
@@ -94,9 +97,9 @@ PW_INLINE __u32 pw_service(const struct pw_packet *pkt, const struct pw_flow *fl
 		kind = PW_SV_SCTP;
 		break;
 	case IPPROTO_ICMP:
-		return PW_SV_ICMP << 16 | flow->be_dport; /* the request's type, of a reply too */
+		return PW_SV_ICMP << 16 | icmp;
 	case IPPROTO_ICMPV6:
-		return PW_SV_ICMP6 << 16 | flow->be_dport;
+		return PW_SV_ICMP6 << 16 | icmp;
 	default:
 		return PW_SV_OTHER << 16 | pkt->proto;
 	}
@@ -349,10 +352,13 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 		    bpf_map_lookup_elem(&pw_addrs, first ? &key.saddr : &key.daddr))
 			return PW_R_SRC_IP;
 		if (answers)
-			pw_decide(slot, &target, &source, pw_service(pkt, &key, pkt->be_sport),
-				  known->sides, &conn);
+			pw_decide(slot, &target, &source,
+				  pw_service(pkt, pkt->be_sport, key.be_dport), known->sides,
+				  &conn);
 		else
-			pw_decide(slot, &source, &target, pw_service(pkt, &key, pkt->be_dport),
+			pw_decide(slot, &source, &target,
+				  pw_service(pkt, pkt->be_dport,
+					     pkt->icmp_type << 8 | pkt->icmp_code),
 				  sides, &conn);
 		if (open) {
 			conn.egress = pw_kept(conn.egress, known->egress);

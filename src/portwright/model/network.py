@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -11,6 +11,9 @@ GATEWAY4 = "169.254.1.1"
 GATEWAY6 = "fe80::1"
 #: MAC of every representor; each sandbox link is a segment of its own (RFC 7042: locally administered).
 GATEWAY_MAC = "ee:ee:ee:ee:ee:ee"
+
+#: What holds for a network's ports where no policy decides (docs/policy.md).
+Isolation: TypeAlias = Literal["open", "tenant", "strict"]
 
 
 class AddressRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,6 +56,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``pools`` is a tuple of range sets; a port gets one address from each set.
     ``reach`` names networks whose ports may exchange traffic with ours; both sides must name
     each other, or one side name ``*``. Nothing else crosses networks.
+    ``isolation`` is what holds for its ports where no policy decides.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mtu: int | None = None
     masquerade: bool = False
     reach: tuple[str, ...] = ()
+    isolation: Isolation = "open"
     routes: tuple[Route, ...] = ()
     dns: Dns = Dns()
     source: Literal["cli", "cni", "api"] = "api"

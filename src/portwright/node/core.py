@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from portwright.kernel.bpf import is_bpffs, mount_bpffs, umount_bpffs
 from portwright.model.errors import InvalidInput, KernelFailed
 from portwright.model.network import Network
 from portwright.model.port import NetnsRef, Port
-from portwright.node import nat
+from portwright.node import nat, steer
 from portwright.node.faults import Faults
 from portwright.node.paths import Paths
 from portwright.node.policies import Policies
@@ -44,6 +44,8 @@ class Core:
         self.started = time.time()
         #: what happened to our side of the host by someone else's hand; the newest last
         self.alarms: deque[str] = deque(maxlen=32)
+        #: what happened to look-ups of domain names so far, by word (node.domains)
+        self.look_ups: Counter[str] = Counter()
         self.switches: dict[int, Switch] = {}
         self.policies = Policies(store, self.switches, faults)
         self.strays = self._find_strays()
@@ -58,8 +60,9 @@ class Core:
         try:
             boot_id = netns.boot_id()
             if store.note_boot(boot_id) != boot_id:
-                for thing in store.owned("sysctl"):  # set by an earlier boot: today's value is not ours
-                    store.disown("sysctl", thing.name)
+                for kind in ("sysctl", steer.KIND):  # of an earlier boot: what is there today is not ours
+                    for thing in store.owned(kind):
+                        store.disown(kind, thing.name)
             paths.bpf.mkdir(exist_ok=True, mode=0o700)
             there = is_bpffs(paths.bpf)
             if not there or (paths.bpf.is_mount() and not store.owned("mount")):  # or the record was lost
@@ -160,6 +163,7 @@ class Core:
         for thing in self.store.owned("sysctl"):
             if thing.name.startswith(f"{cookie:x}:"):
                 self.store.disown("sysctl", thing.name)
+        self.store.disown(steer.KIND, f"{cookie:x}")
         return f"namespace {cookie:x}: gone, and its data path with it"
 
     def remembered(self) -> set[int]:
@@ -167,11 +171,14 @@ class Core:
         # A bpffs also has files of the kernel's own: maps.debug, progs.debug (kernel/bpf/inode.c).
         names = [path.name for path in self.paths.bpf.iterdir() if path.is_dir()]
         names += [thing.name.partition(":")[0] for thing in self.store.owned("sysctl")]
+        names += [thing.name for thing in self.store.owned(steer.KIND)]
         return {int(name, 16) for name in names}
 
     def _remove(self, switch: Switch) -> None:
         """All that we keep in a namespace for its ports, of which none is left."""
         try:
+            steer.unsteer(self.store, switch)
+            self.faults.at("close:steer")
             nat.remove_table(switch)
             self.faults.at("close:table")
         except KernelFailed as error:
@@ -222,7 +229,8 @@ class Core:
         }
 
     def refresh_networks(self) -> None:
-        """After a network changed: all switches learn it."""
+        """After a network changed: all switches learn it, and so does policy."""
+        self.policies.networks_changed()
         self.strays = self._find_strays()
         for switch in self.switches.values():
             if switch.nat_ready:

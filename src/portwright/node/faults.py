@@ -16,8 +16,9 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
     replay:done                        a spooled DEL is carried out, its file still there
     load:maps, load:programs           of a new data path its maps are pinned; its programs too, but no link
                                        runs them
-    close:table, close:sysctl, close:pins
-                                       the last port is gone: the table, the sysctls, some pins are removed
+    close:steer, close:table, close:sysctl, close:pins
+                                       the last port is gone: what steers look-ups, the table, the sysctls,
+                                       some pins are removed
     policy:compiled, policy:recorded, policy:installed
                                        a change of policy is judged; on record; in force
     policy:<table>, policy:swept, policy:withdrawn
@@ -25,6 +26,8 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
                                        is none any more
     policy:amend-cells, policy:amend-peers
                                        the generation in force has its new cells; and its new addresses
+    dns:steered, dns:open              a port's look-ups come to the proxy; an answer's addresses are open
+                                       and not on record yet
     recover-...                        any of these while a start finishes what an earlier run left
 
 With a fault set operations are applied one at a time, so that every state in between is reached. Unset,

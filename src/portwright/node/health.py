@@ -22,7 +22,9 @@ from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.model.port import Port, PortState
 from portwright.node.core import Core
+from portwright.node.domains import TROUBLE, summary
 from portwright.node.nat import subnets
+from portwright.node.steer import is_steered
 from portwright.node.switch import DIRECTIONS, Switch
 from portwright.plan import nat
 
@@ -126,6 +128,11 @@ class Health:
 
     # -- the host --------------------------------------------------------------------------------
 
+    def policy_folder(self) -> list[str]:
+        """Why what the watched folder says is not what is in force; [] if it is, or if there is none."""
+        folder = self._core.policies.folder
+        return [f"policy folder {folder.path}: {folder.error}"] if folder.error else []
+
     def impaired(self) -> list[str]:
         """Attached ports whose data path is broken: CNI's error 51. Bounded: the first ten."""
         problems: list[str] = []
@@ -218,6 +225,16 @@ class Health:
                 "portwright port unplug and plug the port",
             )
         )
+        behind = self.policy_folder()
+        findings.append(
+            Finding(
+                "policy folder",
+                not behind,
+                "error",
+                behind[0] if behind else self._core.policies.folder.path or "none is watched",
+                "mend what it names: what was in force before stays in force until then",
+            )
+        )
         pending = self._store.pending()
         findings.append(
             Finding(
@@ -253,7 +270,16 @@ class Health:
                         "add a range to the network, or release ports",
                     )
                 )
-        findings += _forward_policy(switch)
+        findings.append(
+            Finding(
+                "look-ups of domain names",
+                not any(count for word, count in self._core.look_ups.items() if word in TROUBLE),
+                "info",
+                summary(self._core),
+                "docs/policy.md, Domain names, has the bounds; the log says which look-up met which",
+            )
+        )
+        findings += _host_chains(switch, steered=is_steered(self._store, switch))
         return findings
 
     def features(self) -> list[features.Feature]:
@@ -267,27 +293,43 @@ class Health:
             return ""
 
 
-def _forward_policy(switch: Switch) -> list[Finding]:
-    """A foreign FORWARD chain with policy drop (Docker's) stops all that leaves the host."""
+def _host_chains(switch: Switch, *, steered: bool) -> list[Finding]:
+    """A foreign FORWARD chain with policy drop (Docker's) stops all that leaves the host.
+
+    One of INPUT (ufw's) stops look-ups that are steered to the proxy.
+    """
     try:
         chains = switch.nft.run_json("list chains")
     except PortwrightError as error:
         return [Finding("nftables", False, "error", str(error), "load nf_tables, or install nftables")]
-    bad = [
-        f"{c.get('family')} {c.get('table')} {c.get('name')}"
-        for entry in chains
-        if isinstance(c := entry.get("chain"), dict)
-        and c.get("hook") == "forward"
-        and c.get("policy") == "drop"
+    bad, closed = (
+        [
+            f"{c.get('family')} {c.get('table')} {c.get('name')}"
+            for entry in chains
+            if isinstance(c := entry.get("chain"), dict)
+            and c.get("hook") == hook
+            and c.get("policy") == "drop"
+        ]
+        for hook in ("forward", "input")
+    )
+    refusing = [
+        Finding(
+            "input policy",
+            False,
+            "warning",
+            f"drops by default: {', '.join(closed)}; ports whose policy names domains look names up here",
+            "accept TCP and UDP to port 53 from pw* devices there: we never touch a chain that isn't ours",
+        )
     ]
     return [
+        *(refusing if steered and closed else ()),
         Finding(
             "forward policy",
             not bad,
             "warning",
             f"drops by default: {', '.join(bad)}" if bad else "no chain drops forwarded packets by default",
             "accept traffic of pw* devices there: we never touch a chain that isn't ours",
-        )
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from portwright.ipam import compile_pools
 from portwright.model.errors import Conflict, InvalidInput, NotFound
-from portwright.model.network import AddressRange, Dns, Network, Route
+from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
 from portwright.node.core import Core
 from portwright.plan.routes import canonical_routes, check_dns
 
@@ -25,6 +25,10 @@ class NetworkConf(Protocol):
     @property
     def network(self) -> str:
         """Of the network that it joins; the configuration's own name unless it says otherwise."""
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """None where the configuration leaves it to the network."""
 
     @property
     def ipam(self) -> object | None:
@@ -49,6 +53,7 @@ class Networks:
         mtu: int | None = None,
         masquerade: bool = False,
         reach: tuple[str, ...] = (),
+        isolation: Isolation = "open",
         routes: tuple[Route, ...] = (),
         dns: Dns = Dns(),  # noqa: B008 - frozen
         reserved: tuple[str, ...] = (),
@@ -62,6 +67,7 @@ class Networks:
                 mtu=mtu,
                 masquerade=masquerade,
                 reach=reach,
+                isolation=isolation,
                 routes=canonical_routes(routes),
                 dns=check_dns(dns),
                 reserved=reserved,
@@ -88,6 +94,8 @@ class Networks:
             known: Network | None = self._store.get_network(conf.network)
         except NotFound:
             known = None
+        if known is not None and (conf.ipam is None or known.source == "cli"):
+            _refuse_another_isolation(known, conf.isolation)
         if conf.ipam is None and known is not None:
             return known
         if conf.ipam is None and conf.network != conf.name:
@@ -111,7 +119,9 @@ class Networks:
         wanted = msgspec.structs.replace(wanted, source=known.source)
         if wanted == known:
             return known
-        network = self._store.update_network(wanted)
+        with self._store.transaction():
+            network = self._store.update_network(wanted)
+            self._core.policies.judge()
         if network != known:
             self._core.refresh_networks()
         return network
@@ -134,3 +144,10 @@ class Networks:
                     f"({usage.used} in use, {usage.resting} resting, {usage.total} in all)"
                 )
         return ""
+
+
+def _refuse_another_isolation(known: Network, asked: Isolation | None) -> None:
+    """Raises InvalidInput where a configuration asks a network that it does not describe for another one."""
+    if asked not in {None, known.isolation}:
+        why = f"network {known.name} is {known.isolation}; drop isolation, or join a network that is {asked}"
+        raise InvalidInput("isolation", asked, why)

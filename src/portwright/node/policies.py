@@ -9,27 +9,32 @@ knows it.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import msgspec
 
-from portwright.kernel.bpf import Map
+from portwright.domains.ledger import Entry, table_of
+from portwright.domains.names import asked, foreign, names_of, naming
+from portwright.kernel.bpf import Map, features
 from portwright.model.errors import InvalidInput, NotFound
+from portwright.model.network import Isolation, Network
 from portwright.model.port import Port, PortState
 from portwright.node import generations
+from portwright.node.endpoints import identity, snapshot_of
 from portwright.node.faults import Faults
+from portwright.node.folder import FolderState, forgotten, is_inside
 from portwright.policy.compile import compile_policies, recompile
 from portwright.policy.difference import CellKey, Remains, diff
 from portwright.policy.explain import explain
+from portwright.policy.isolation import with_isolation
 from portwright.policy.lint import Lint
-from portwright.policy.manifests.cluster import workload_labels
-from portwright.policy.manifests.read import DEFAULT_NAMESPACE, Manifests, read
-from portwright.policy.rules import Endpoint, EndpointKind, Flow, Rule, Snapshot
-from portwright.policy.tables import Compiled, Size
-
-#: Labels that CNI's Kubernetes arguments become (docs/cni.md).
-POD_NAME, POD_NAMESPACE = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace"
+from portwright.policy.manifests.read import Manifests, read
+from portwright.policy.resolve import traits_of
+from portwright.policy.rules import Direction, EndpointKind, Flow, Policy, PolicySet, Snapshot
+from portwright.policy.staged import chosen, staged
+from portwright.policy.tables import Compiled, Size, lookup
 
 
 class DataPath(Protocol):
@@ -46,20 +51,38 @@ class Record(Protocol):
     def ports(self) -> Iterator[Port]:
         """All of them."""
 
+    def networks(self) -> list[Network]:
+        """All of them."""
+
     def manifests(self) -> list[tuple[str, str]]:
         """(name, text) of every file."""
 
-    def set_manifests(self, files: list[tuple[str, str]]) -> None:
-        """Makes these all that there is, durably."""
+    def watched_manifests(self) -> set[str]:
+        """The names of those that are of the watched folder."""
+
+    def set_manifests(self, files: list[tuple[str, str]], watched: Collection[str] = ()) -> None:
+        """Makes these all that there is, durably; ``watched`` are the folder's."""
+
+    def resolved(self) -> list[tuple[str, str, str, float]]:
+        """(port_id, name or pattern, address, until) of what domain names stand for."""
+
+
+#: What packets are judged by: the policies, and the world that they speak of.
+InForce: TypeAlias = tuple[PolicySet, Snapshot]
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in force: the files, how many policies they hold, the tables' sizes, and what looks odd."""
+    """What is in force: the files, which policies they hold, the tables' sizes, and what looks odd.
+
+    ``staged``: those that are dry runs. ``states``: of a dry run, by what would be judged before and after.
+    """
 
     files: tuple[str, ...]
     policies: tuple[str, ...]
+    staged: tuple[str, ...] = ()
     size: Size
     warnings: tuple[Lint, ...] = ()
+    states: tuple[InForce, InForce] | None = None
 
 
 class Policies:
@@ -71,6 +94,15 @@ class Policies:
         self._faults = faults
         self._switches = switches
         self._manifests = read(store.manifests())
+        self._isolation = self._isolating()
+        #: kept by whoever follows the folder (:mod:`portwright.node.follow`)
+        self.folder = FolderState(error=forgotten(store.watched_manifests()))
+        #: addresses by the domain name or pattern that rules ask for
+        self._domains = table_of(Entry(*row) for row in store.resolved())
+        #: which manifests these are the policies of that name domains
+        self._naming: tuple[Manifests | None, tuple[Policy, ...]] = None, ()
+        #: called when other policies, or others' labels, are in force
+        self.changed: Callable[[], None] = _nobody_asked
         self.compiled: Compiled | None = None
         #: The generation, by data path, of which the tables are those of ``compiled``.
         self._installed: dict[int, int] = {}
@@ -84,21 +116,52 @@ class Policies:
 
         Raises InvalidInput or PolicyTooLarge, and then nothing has changed.
         """
-        wanted = dict(self._store.manifests()) | dict(files)
-        return self._change(wanted, dry_run=dry_run)
+        given = dict(files)
+        for name in given:
+            self._refuse_the_folders(name, "change the file there and it is applied")
+        wanted = dict(self._store.manifests()) | given
+        return self._change(wanted, self._store.watched_manifests() - given.keys(), dry_run=dry_run)
 
-    def delete(self, names: Iterable[str]) -> Applied:
+    def delete(self, names: Iterable[str], *, dry_run: bool = False) -> Applied:
         """Takes these files away. Raises NotFound for one that was never applied."""
         wanted = dict(self._store.manifests())
         for name in names:
+            self._refuse_the_folders(name, "remove the file there and it is deleted")
             if wanted.pop(name, None) is None:
                 raise NotFound("policy file", name)
-        return self._change(wanted)
+        return self._change(wanted, self._store.watched_manifests() & wanted.keys(), dry_run=dry_run)
+
+    def staged(self, names: Iterable[str] = ()) -> tuple[InForce, list[Policy]]:
+        """What is in force, and the staged policies of these names, or all, to be held against it.
+
+        Raises NotFound for a name of none, InvalidInput for more than are reported at once.
+        """
+        policies, snapshot = self._in_force(self._manifests)
+        return (policies, snapshot), chosen(policies, list(names))
+
+    def follow(self, files: list[tuple[str, str]]) -> bool:
+        """Makes these the files of the watched folder, beside those that were applied; whether that is news.
+
+        Raises as :meth:`apply`, and then nothing has changed.
+        """
+        record, watched = dict(self._store.manifests()), self._store.watched_manifests()
+        folder, mine = Path(self.folder.path), dict(files)
+        # A file that was applied from this folder before it was followed is the folder's from now on.
+        kept = {n: t for n, t in record.items() if n not in watched and not is_inside(folder, n)}
+        wanted = kept | mine
+        if wanted == record and watched == mine.keys() and not self.folder.error:
+            return False
+        self._change(wanted, mine.keys())
+        return True
+
+    def _refuse_the_folders(self, name: str, way_out: str) -> None:
+        if self.folder.path and is_inside(Path(self.folder.path), name):
+            raise InvalidInput("filename", name, f"is of the watched folder {self.folder.path}: {way_out}")
 
     def current(self) -> Applied:
         """What is in force."""
         snapshot = self._snapshot(self._manifests)
-        compiled = self.compiled or compile_policies(self._manifests.policy_set, snapshot)
+        compiled = self.compiled or self._compile(self._manifests, snapshot)
         return _applied(dict(self._store.manifests()), self._manifests, compiled)
 
     def rule_title(self, number: int) -> str:
@@ -110,21 +173,29 @@ class Policies:
         """Why policy lets a flow pass or not, in lines for people; '' while none is in force."""
         if not self._active:
             return ""
-        return str(explain(self._manifests.policy_set, self._snapshot(self._manifests), flow))
+        snapshot = self._snapshot(self._manifests)
+        return str(explain(with_isolation(self._manifests.policy_set, snapshot), snapshot, flow))
 
-    def _change(self, wanted: dict[str, str], *, dry_run: bool = False) -> Applied:
+    def _change(self, wanted: dict[str, str], watched: Collection[str], *, dry_run: bool = False) -> Applied:
         gc.unfreeze()
         manifests = read(sorted(wanted.items()))
         _refuse_what_is_not_enforced(manifests)
         compiled = self._compile(manifests, self._snapshot(manifests))
         if not dry_run:
             self._faults.at("policy:compiled")
-            self._store.set_manifests(sorted(wanted.items()))
+            self._store.set_manifests(sorted(wanted.items()), watched)
+            if not self.folder.path:
+                self.folder = FolderState(error=forgotten(watched))
             self._faults.at("policy:recorded")
             self._manifests = manifests
             self._install(compiled)
             self._faults.at("policy:installed")
-        return _applied(wanted, manifests, compiled)
+            self.changed()
+        applied = _applied(wanted, manifests, compiled)
+        if dry_run:
+            states = (self._in_force(self._manifests), self._in_force(manifests))
+            applied = msgspec.structs.replace(applied, states=states)
+        return applied
 
     # -- the data paths --------------------------------------------------------------------------
 
@@ -151,19 +222,73 @@ class Policies:
         """A port's labels are others now: who is selected is found anew."""
         if self._active:
             self._sync()
+            self.changed()
+
+    def resolved(self, domains: dict[str, tuple[str, ...]]) -> None:
+        """What the names and patterns that rules ask for stand for now; in force when it returns.
+
+        Raises PolicyTooLarge or KernelFailed; then it is as if nothing had been said.
+        """
+        before, self._domains = self._domains, domains
+        if not self._active or before == domains:
+            return
+        try:
+            self._sync()
+        except BaseException:
+            self._domains = before
+            raise
+
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """The names and patterns that rules allow each port (by port_id); ports without any are left out."""
+        known, policies = self._naming
+        if known is not self._manifests:
+            policies = naming(self._manifests.policy_set)
+            self._naming = self._manifests, policies
+        if not policies:
+            return {}
+        ports = [p for p in self._store.ports() if p.state is not PortState.DELETING]
+        endpoints = snapshot_of(self._manifests, ports).endpoints
+        of = {(e.namespace, e.name): asked(policies, e) for e in endpoints if e.addresses}
+        return {p.port_id: names for p in ports if (names := of.get(identity(p), ()))}
+
+    def allows(self, flow: Flow) -> bool:
+        """Whether both sides' policies in force let a flow pass."""
+        return self.compiled is None or lookup(self.compiled, flow).allowed
+
+    def judge(self) -> None:
+        """Raises PolicyTooLarge if what is on record now could not be put in force; changes nothing."""
+        if self._active:
+            self._compile(self._manifests, self._snapshot(self._manifests))
+
+    def networks_changed(self) -> None:
+        """The networks are others now: their isolation comes into force, or ends."""
+        now = self._isolating()
+        if now == self._isolation:
+            return
+        if self._active:
+            self._sync()
+        else:
+            self._withdraw()
+        self._isolation = now  # last: after a failure the next change tries again
+
+    def _isolating(self) -> dict[str, Isolation]:
+        """The networks that are not open: while there is one, a generation is in force."""
+        return {n.name: n.isolation for n in self._store.networks() if n.isolation != "open"}
 
     @property
     def _active(self) -> bool:
-        return bool(self._manifests.policy_set.policies)
+        enforced = any(not policy.staged for policy in self._manifests.policy_set.policies)
+        return enforced or bool(self._isolating())
 
     def _sync(self, port: Port | None = None, *, without: Port | None = None) -> None:
         self._install(self._compile(self._manifests, self._snapshot(self._manifests, port, without)))
 
     def _compile(self, manifests: Manifests, snapshot: Snapshot) -> Compiled:
         """Numbered as before where it means the same, so that events of the moment keep their rules."""
+        policies = with_isolation(manifests.policy_set, snapshot)
         if self.compiled is None:
-            return compile_policies(manifests.policy_set, snapshot)
-        return recompile(self.compiled, manifests.policy_set, snapshot)
+            return compile_policies(policies, snapshot)
+        return recompile(self.compiled, policies, snapshot)
 
     def _install(self, compiled: Compiled) -> None:
         if not self._active:
@@ -205,6 +330,11 @@ class Policies:
 
     # -- the world -------------------------------------------------------------------------------
 
+    def _in_force(self, manifests: Manifests) -> InForce:
+        """What would be judged by, were these the manifests."""
+        snapshot = self._snapshot(manifests)
+        return with_isolation(manifests.policy_set, snapshot), snapshot
+
     def _snapshot(
         self, manifests: Manifests, port: Port | None = None, without: Port | None = None
     ) -> Snapshot:
@@ -213,7 +343,12 @@ class Policies:
             ports[port.port_id] = port
         if without is not None:
             ports.pop(without.port_id, None)
-        return snapshot_of(manifests, list(ports.values()))
+        snapshot = snapshot_of(manifests, list(ports.values()), self._isolating())
+        return msgspec.structs.replace(snapshot, domains=foreign(self._domains, snapshot.endpoints))
+
+
+def _nobody_asked() -> None:
+    """Nobody wants to know."""
 
 
 def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
@@ -224,62 +359,26 @@ def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
             raise InvalidInput("HostEndpoint", end.title, why)
     for policy in manifests.policy_set.policies:
         place = f"{policy.where}: {policy.kind} {policy.title}"
-        if policy.staged:
-            raise InvalidInput(
-                place, "staged", "staged policies are not reported on by this release; leave it out"
-            )
+        if policy.staged:  # the compiler leaves it out, so it would not say
+            for direction in Direction:
+                traits_of(policy, direction)
         if policy.do_not_track or policy.pre_dnat or policy.apply_on_forward:
             why = "policy on the host's own interfaces is not enforced by this release; leave it out"
             raise InvalidInput(f"{place}: spec", "doNotTrack, preDNAT or applyOnForward", why)
-        for rule in (*(policy.ingress or ()), *(policy.egress or ())):
-            if any(peer.domains is not None for peer in rule.peers or ()):
-                why = "domain names are not resolved by this release; use ipBlock or networks"
-                raise InvalidInput(f"{rule.where}: {policy.title}: domainNames", list(_domains(rule)), why)
-
-
-def _domains(rule: Rule) -> Iterator[str]:
-    for peer in rule.peers or ():
-        yield from peer.domains or ()
-
-
-def snapshot_of(manifests: Manifests, ports: Iterable[Port]) -> Snapshot:
-    """Whom there is: an endpoint for each pod or sandbox that has ports, and what else manifests describe.
-
-    A Pod manifest of the name of one that has ports lends it its labels and named ports; the addresses are
-    the ports'.
-    """
-    described = {
-        (e.namespace, e.name): e
-        for e in manifests.snapshot.endpoints
-        if e.kind is EndpointKind.WORKLOAD and not e.host_network
-    }
-    running: dict[tuple[str, str], Endpoint] = {}
-    for port in ports:
-        key = identity(port)
-        known = running.get(key) or described.get(key) or _endpoint(port, manifests)
-        before = known.addresses if key in running else ()
-        mine = (*(a.address for a in port.addresses), *before)
-        running[key] = msgspec.structs.replace(known, addresses=tuple(dict.fromkeys(mine)))
-    rest = (e for e in manifests.snapshot.endpoints if (e.namespace, e.name) not in running)
-    return msgspec.structs.replace(manifests.snapshot, endpoints=(*running.values(), *rest))
-
-
-def identity(port: Port) -> tuple[str, str]:
-    """(namespace, name) of the pod that a port belongs to, or of the port's owner."""
-    name = port.labels.get(POD_NAME) or port.owner.name or port.owner.container_id
-    return port.labels.get(POD_NAMESPACE, DEFAULT_NAMESPACE), name
-
-
-def _endpoint(port: Port, manifests: Manifests) -> Endpoint:
-    namespace, name = identity(port)
-    labels = workload_labels(port.labels, namespace, manifests.namespaces.get(namespace, {}))
-    return Endpoint(name=name, namespace=namespace, labels=labels)
+    for policy in naming(manifests.policy_set):
+        tproxy = features.probe("tproxy")
+        if not tproxy.supported:
+            why = f"needs {tproxy.need}, and {tproxy.have} has it not ({tproxy.detail}); name networks"
+            raise InvalidInput(
+                f"{policy.where}: {policy.kind} {policy.title}: domain names", names_of(policy), why
+            )
 
 
 def _applied(files: Mapping[str, str], manifests: Manifests, compiled: Compiled) -> Applied:
     return Applied(
         files=tuple(sorted(files)),
-        policies=tuple(f"{p.kind} {p.title}" for p in manifests.policy_set.policies),
+        policies=tuple(f"{p.kind} {p.title}" for p in manifests.policy_set.policies if not p.staged),
+        staged=tuple(f"{p.kind} {p.title}" for p in staged(manifests.policy_set)),
         size=compiled.size,
         warnings=manifests.warnings,
     )

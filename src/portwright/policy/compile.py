@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
 from portwright.model.errors import InvalidInput
-from portwright.policy.classes import LabelIndex, Places
+from portwright.policy.classes import ROOTS, LabelIndex, Places
 from portwright.policy.engine import tiers_in_order
 from portwright.policy.limits import check_tables, too_many_cells, too_many_intervals
 from portwright.policy.names import RuleKey, RuleNames
@@ -334,8 +334,11 @@ class _Compilation:
                 continue
             while around and around[-1][0] <= place:
                 around.pop()
-            if class_id != (around[-1][1] if around else 0):
-                out[self.places.names[place]] = class_id
+            name = self.places.names[place]
+            # The data path has both families in one trie, IPv4 under ::ffff:0:0/96. Its root is always there:
+            # else what is said of ::/0 would be said of IPv4 too.
+            if class_id != (around[-1][1] if around else 0) or name == ROOTS[4]:
+                out[name] = class_id
             around.append((self.places.end(place), class_id))
         return out
 

@@ -12,8 +12,9 @@ import itertools
 import msgspec
 
 from portwright.policy.engine import Decision, Engine, Implicit, sides
+from portwright.policy.isolation import KIND as OF_NETWORK
 from portwright.policy.lacks import flow_text, rule_peer_lacks, rule_traffic_lacks
-from portwright.policy.mend import AddRule, Change, applied, options, place_text
+from portwright.policy.mend import AddPolicy, AddRule, Change, applied, options, place_text
 from portwright.policy.rules import Action, Direction, Flow, Policy, PolicySet, Rule, Snapshot
 from portwright.policy.snippets import flow_style
 
@@ -127,7 +128,8 @@ def _side(engine: Engine, decision: Decision | None, flow: Flow) -> Side | None:
     own, other = sides(flow, decision.direction)
     deciding = decision.tier.name if decision.tier is not None else ""
     findings = []
-    for policy in decision.selected_by:
+    written = [policy for policy in decision.selected_by if policy.kind != OF_NETWORK]
+    for policy in written:
         for index, rule in enumerate(policy.rules(decision.direction) or ()):
             finding = Finding(
                 policy=policy,
@@ -140,7 +142,7 @@ def _side(engine: Engine, decision: Decision | None, flow: Flow) -> Side | None:
             if finding.peer or finding.traffic:
                 findings.append(finding)
     findings.sort(key=lambda finding: (finding.policy.tier != deciding, finding.distance))
-    bare = tuple(policy for policy in decision.selected_by if not policy.rules(decision.direction))
+    bare = tuple(policy for policy in written if not policy.rules(decision.direction))
     return Side(decision=decision, near=tuple(findings), bare=bare)
 
 
@@ -193,7 +195,7 @@ def _lines(told: Explanation) -> list[str]:
     for mend, word in zip(told.mends, itertools.chain(["to mend it"], itertools.repeat("or")), strict=False):
         lines.append(f"  {word:>10}: {mend}")
         for change in mend.changes:
-            if isinstance(change, AddRule) and change.snippet.body is not None:
+            if isinstance(change, AddRule | AddPolicy) and change.snippet.body is not None:
                 lines.append(f"{'':14}- {flow_style(change.snippet.body)}")
     return lines
 
@@ -203,11 +205,12 @@ def _side_lines(side: Side, start: str) -> list[str]:
     lines = [f"  logged by {_rule_text(log.policy, log.index, log.rule)}" for log in decision.logs]
     if decision.policy is not None and decision.rule is not None and decision.index is not None:
         rule = _rule_text(decision.policy, decision.index, decision.rule)
-        return [f"{start}{decision.verdict.upper()} by {rule}, tier {decision.policy.tier}", *lines]
+        tier = "" if decision.policy.kind == OF_NETWORK else f", tier {decision.policy.tier}"
+        return [f"{start}{decision.verdict.upper()} by {rule}{tier}", *lines]
     if decision.implicit is not Implicit.TIER_DEFAULT:
         text = _BUILT_IN.get(decision.implicit, decision.implicit)
         return [f"{start}{decision.verdict.upper()}, {text}{_without_text(side.without)}", *lines]
-    count = len(decision.selected_by)
+    count = sum(policy.kind != OF_NETWORK for policy in decision.selected_by)
     selecting = f"{count} {'policies select' if count > 1 else 'policy selects'} it"
     tier = decision.tier.name if decision.tier is not None else ""
     lines.insert(0, f"{start}DENY, tier {tier}, no rule matched (implicit deny because {selecting})")
@@ -231,6 +234,8 @@ def _lack_text(lacks: tuple[str, ...]) -> str:
 
 
 def _rule_text(policy: Policy, index: int, rule: Rule) -> str:
+    if policy.kind == OF_NETWORK:  # its rules are nobody's to number
+        return f"{policy.kind} {policy.title}"
     where = f" {rule.where}" if str(rule.where) else ""
     action = "" if rule.action is Action.ALLOW else f" ({rule.action})"
     return f"{policy.title} rule {index + 1}{where}{action}"

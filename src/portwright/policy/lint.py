@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from portwright.policy.lints.entry import KUBERNETES, Entry, Lint
 from portwright.policy.lints.selected import named_ports, nobody
-from portwright.policy.lints.together import dns, equal_priorities, excepts
+from portwright.policy.lints.together import dns, equal_priorities, excepts, whose_names
 from portwright.policy.lints.written import written
 from portwright.policy.population import Population
 from portwright.policy.rules import EndpointKind, Snapshot
@@ -31,6 +31,7 @@ def lint(entries: Sequence[Entry], snapshot: Snapshot) -> tuple[Lint, ...]:
         found += nobody(entry, world, on_host)
         found += named_ports(entry, world)
     found += dns(entries, world)
+    found += whose_names(entries, world)
     found += excepts(entries, world)
     found += equal_priorities(entries, world)
     return tuple(sorted(set(found), key=lambda one: (one.where.file, one.where.line, one.code, one.text)))

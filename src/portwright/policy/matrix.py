@@ -12,7 +12,7 @@ from portwright.policy.rules import SCTP, TCP, UDP, Endpoint, EndpointKind, Flow
 
 _PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 #: Addresses of pods whose manifest gives none: of RFC 6666 and RFC 1112, 4, which no rule names by accident.
-_PLACEHOLDERS = (ipaddress.ip_network("100::/64"), ipaddress.ip_network("240.0.0.0/4"))
+PLACEHOLDERS = (ipaddress.ip_network("100::/64"), ipaddress.ip_network("240.0.0.0/4"))
 #: A client's port; no rule of Kubernetes sees it.
 _EPHEMERAL = 50000
 
@@ -37,42 +37,59 @@ def matrix(policies: PolicySet, snapshot: Snapshot) -> tuple[Cell, ...]:
     Ordered by target, protocol and port, then source. A pod without an address gets one of each family, which
     is nobody's; a pair without a family in common has no cells.
     """
-    world = _addressed(snapshot)
+    world = addressed(snapshot)
     engine = Engine(policies, world)
-    pods = sorted(
+    return tuple(_cell(engine, source, target, flow) for source, target, flow in questions(world))
+
+
+def pods_of(world: Snapshot) -> list[Endpoint]:
+    """The pods that the matrix is of, in its order: those with an address of their own."""
+    return sorted(
         (e for e in world.endpoints if e.kind is EndpointKind.WORKLOAD and not e.host_network),
         key=lambda pod: (pod.namespace, pod.name),
     )
-    return tuple(_cells(engine, pods))
 
 
-def _cells(engine: Engine, pods: list[Endpoint]) -> Iterator[Cell]:
+def services_of(pod: Endpoint) -> list[tuple[int, int]]:
+    """(protocol, port) of each port that the pod's containers declare, in order."""
+    return sorted({*((p.protocol, p.port) for p in pod.named_ports), *pod.unnamed_ports})
+
+
+def questions(world: Snapshot) -> Iterator[tuple[Endpoint, Endpoint, Flow]]:
+    """(sender, receiver, flow) of each cell, in the order of the cells. All pods have addresses."""
+    pods = pods_of(world)
     for target in pods:
-        for protocol, port in sorted({(p.protocol, p.port) for p in target.named_ports}):
+        for protocol, port in services_of(target):
             for source in pods:
                 pair = _family(source, target)
                 if pair is None:
                     continue
                 near, far = pair
-                flow = Flow(
-                    source=near, destination=far, protocol=protocol, source_port=_EPHEMERAL, port=port
-                )
-                found = engine.connect(flow)
-                yield Cell(
-                    source=source.title,
-                    target=target.title,
-                    protocol=_PROTOCOLS[protocol],
-                    port=port,
-                    allowed=found.allowed,
-                    rule=_deciding(found),
+                yield (
+                    source,
+                    target,
+                    Flow(source=near, destination=far, protocol=protocol, source_port=_EPHEMERAL, port=port),
                 )
 
 
-def _addressed(snapshot: Snapshot) -> Snapshot:
+def _cell(engine: Engine, source: Endpoint, target: Endpoint, flow: Flow) -> Cell:
+    found = engine.connect(flow)
+    return Cell(
+        source=source.title,
+        target=target.title,
+        protocol=_PROTOCOLS[flow.protocol],
+        port=flow.port or 0,
+        allowed=found.allowed,
+        rule=_deciding(found),
+    )
+
+
+def addressed(snapshot: Snapshot) -> Snapshot:
+    """The same world, in which a pod whose manifest gives no address has one of each family."""
     endpoints: list[Endpoint] = []
     for number, endpoint in enumerate(snapshot.endpoints, 1):
         lacks = endpoint.kind is EndpointKind.WORKLOAD and not endpoint.addresses
-        placeholder = tuple(str(net[number]) for net in _PLACEHOLDERS)
+        placeholder = tuple(str(net[number]) for net in PLACEHOLDERS)
         endpoints.append(msgspec.structs.replace(endpoint, addresses=placeholder) if lacks else endpoint)
     return msgspec.structs.replace(snapshot, endpoints=tuple(endpoints))
 

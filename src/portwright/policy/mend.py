@@ -1,8 +1,9 @@
 """What to change so that a denied flow passes, as values that can be applied, shown and checked.
 
-Three kinds of change, small ones: another label on the pod that a rule would have let in, one more rule that
-allows just this, one rule less that denies. :func:`options` proposes them for one side;
-:mod:`portwright.policy.explain` applies each and keeps those with which the engine does allow the flow.
+Small changes: another label on the pod that a rule would have let in, one more rule that allows just this,
+one rule less that denies; and where no policy decided but the network's isolation, a policy that allows it.
+:func:`options` proposes them for one side; :mod:`portwright.policy.explain` applies each and keeps those with
+which the engine does allow the flow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import msgspec
 from msgspec.structs import replace
 
 from portwright.policy.engine import Decision, sides
+from portwright.policy.isolation import KIND as OF_NETWORK
 from portwright.policy.labels import (
+    NAMESPACE_NAME,
+    NAMESPACE_PREFIX,
     And,
     Contains,
     EndsWith,
@@ -26,11 +30,14 @@ from portwright.policy.labels import (
     Not,
     Or,
     StartsWith,
+    both,
     matches,
 )
 from portwright.policy.lacks import label_text, rule_peer_lacks, rule_traffic_lacks
 from portwright.policy.matching import World
 from portwright.policy.rules import (
+    DEFAULT,
+    KUBERNETES_ORDER,
     Action,
     Direction,
     Endpoint,
@@ -88,7 +95,21 @@ class LiftRule(msgspec.Struct, frozen=True, kw_only=True, tag="lift-rule"):
         return f"lift {self.direction} rule {self.index + 1}{where} of {place_text(self.policy)}"
 
 
-Change: TypeAlias = ChangeLabels | AddRule | LiftRule
+class AddPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="add-policy"):
+    """Apply ``policy``, a NetworkPolicy for one workload whose only rule is the snippet's."""
+
+    policy: Policy
+    direction: Direction
+    snippet: Snippet
+
+    def __str__(self) -> str:
+        return (
+            f"apply a {self.policy.kind} of namespace {self.policy.namespace} that selects "
+            f"{self.policy.name} and has an {self.direction} rule: {self.snippet.says}"
+        )
+
+
+Change: TypeAlias = ChangeLabels | AddRule | LiftRule | AddPolicy
 
 
 def place_text(policy: Policy) -> str:
@@ -103,9 +124,13 @@ def applied(
     """Both, with the changes made; neither is changed itself. Changes of one policy refer to it as it was."""
     changed = {_key(policy): policy for policy in policies.policies}
     endpoints = list(snapshot.endpoints)
+    added: list[Policy] = []
     for change in changes:
         if isinstance(change, ChangeLabels):
             endpoints = [_labelled(endpoint, change) for endpoint in endpoints]
+            continue
+        if isinstance(change, AddPolicy):
+            added.append(change.policy)
             continue
         policy = changed[_key(change.policy)]
         rules = list(policy.rules(change.direction) or ())
@@ -118,7 +143,7 @@ def applied(
         else:
             changed[_key(policy)] = replace(policy, egress=tuple(rules))
     return (
-        replace(policies, policies=tuple(changed[_key(policy)] for policy in policies.policies)),
+        replace(policies, policies=(*(changed[_key(policy)] for policy in policies.policies), *added)),
         replace(snapshot, endpoints=tuple(endpoints)),
     )
 
@@ -143,6 +168,9 @@ def options(
     ``near``: the rules of the deciding tier, nearest first. The last option is a rule that allows just this
     flow, which always does on this side.
     """
+    if decision.policy is not None and decision.policy.kind == OF_NETWORK:
+        yield _selecting(decision, flow, world)
+        return
     if decision.policy is not None and decision.index is not None:
         yield LiftRule(policy=decision.policy, direction=decision.direction, index=decision.index)
         yield _allowing(decision, decision.policy, decision.index, flow, world)
@@ -225,3 +253,22 @@ def _allowing(decision: Decision, policy: Policy, index: int, flow: Flow, world:
     _, other = sides(flow, decision.direction)
     snippet = allowing(policy.kind, decision.direction, other, flow, world)
     return AddRule(policy=policy, direction=decision.direction, index=index, snippet=snippet)
+
+
+def _selecting(decision: Decision, flow: Flow, world: World) -> AddPolicy:
+    """A NetworkPolicy that selects the endpoint, so that its network's isolation has no say in the flow."""
+    _, other = sides(flow, decision.direction)
+    endpoint, ingress = decision.endpoint, decision.direction is Direction.INGRESS
+    snippet = allowing("NetworkPolicy", decision.direction, other, flow, world)
+    own = (In(key, frozenset({value})) for key, value in endpoint.labels.items() if ":" not in key)
+    policy = Policy(
+        kind="NetworkPolicy",
+        namespace=endpoint.namespace,
+        name=endpoint.name,
+        tier=DEFAULT.name,
+        order=KUBERNETES_ORDER,
+        subject=both(In(NAMESPACE_PREFIX + NAMESPACE_NAME, frozenset({endpoint.namespace})), *own),
+        ingress=(snippet.rule,) if ingress else None,
+        egress=None if ingress else (snippet.rule,),
+    )
+    return AddPolicy(policy=policy, direction=decision.direction, snippet=snippet)

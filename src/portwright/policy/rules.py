@@ -49,6 +49,18 @@ class OnChange(enum.StrEnum):
     RESET = "reset"
 
 
+class StagedAction(enum.StrEnum):
+    """What a staged policy would do to the enforced one of its name: take its place, or take it away.
+
+    LEARN and IGNORE are notes for Calico's user interface, and otherwise as SET.
+    """
+
+    SET = "Set"
+    DELETE = "Delete"
+    LEARN = "Learn"
+    IGNORE = "Ignore"
+
+
 class Where(msgspec.Struct, frozen=True, omit_defaults=True):
     """The place in a manifest: ``file``, ``line`` from 1, and the field's path in its document."""
 
@@ -131,7 +143,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``ingress`` and ``egress``: None where the policy says nothing of that direction (it does not isolate
     there), else its rules, perhaps none. ``order`` then ``name`` sort within a tier; two K8s policies are of
     equal order, which their meaning allows (a union).
-    The host flags are Calico's. ``staged``: reported, never enforced.
+    The host flags are Calico's. ``staged``: reported, never enforced (see staged.py).
     """
 
     kind: str
@@ -144,6 +156,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     egress: tuple[Rule, ...] | None = None
     on_change: OnChange = OnChange.RECHECK
     staged: bool = False
+    staged_action: StagedAction = StagedAction.SET
     apply_on_forward: bool = False
     pre_dnat: bool = False
     do_not_track: bool = False
@@ -198,6 +211,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whom policies select, and what peers are made of.
 
     ``labels`` are the effective ones (see labels). A workload has ``addresses``, a network set ``nets``.
+    ``unnamed_ports`` are (protocol, port) of containers' ports that no rule can name.
     ``host_network``: a pod on its node's address: never selected, and no selector finds it. A node has
     kind NODE and its own labels.
     """
@@ -209,6 +223,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     addresses: tuple[str, ...] = ()
     nets: tuple[str, ...] = ()
     named_ports: tuple[NamedPort, ...] = ()
+    unnamed_ports: tuple[tuple[int, int], ...] = ()
     host_network: bool = False
     local_node: bool = False
 

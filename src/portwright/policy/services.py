@@ -12,9 +12,9 @@ Ports are the destination's. The data path computes the same number (dataplane/p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from portwright.policy.ranges import EMPTY, Ranges, intersect, union
+from portwright.policy.ranges import EMPTY, Ranges, complement, intersect, union
 from portwright.policy.rules import ICMP, ICMP6, SCTP, TCP, UDP, Flow, Traffic
 
 #: The block of 65,536 numbers of each protocol that says more than its own number.
@@ -24,6 +24,8 @@ UNKNOWN_BLOCK = 6
 #: One past the last service.
 SERVICES_END = 7 << 16
 ALL_SERVICES: Ranges = ((0, SERVICES_END),)
+#: One past the last service that is no later fragment.
+FIRST_PACKETS = (OTHER_BLOCK << 16) + 256
 
 _PORT_BLOCKS = tuple(BLOCKS[protocol] for protocol in (TCP, UDP, SCTP))
 _ICMP_BLOCKS = tuple(BLOCKS[protocol] for protocol in (ICMP, ICMP6))
@@ -88,6 +90,31 @@ def service_text(first: int, end: int) -> str:
         both = f"type {low >> 8} code {low & 0xFF}"
         return f"{names[block]} {both}" + ("" if low == high else f" to type {high >> 8} code {high & 0xFF}")
     return f"protocol {span}" if block == OTHER_BLOCK else f"later fragments of protocol {span}"
+
+
+def services_text(services: Ranges) -> tuple[str, ...]:
+    """Services below FIRST_PACKETS for people, each a text: ``tcp 80``, ``icmp type 8``, ``other protocols``.
+
+    What is nearly all of them is told by what it lacks: ``all but tcp 80, udp 53`` is one text.
+    """
+    lacking = complement(services, FIRST_PACKETS)
+    if not lacking:
+        return ("any",)
+    told, missing = list(_parts(services)), list(_parts(lacking))
+    return (f"all but {', '.join(missing)}",) if len(missing) < len(told) else tuple(told)
+
+
+def _parts(services: Ranges) -> Iterator[str]:
+    """Each range, cut where a protocol ends."""
+    for block in range(OTHER_BLOCK + 1):
+        whole = (block << 16, min((block + 1) << 16, FIRST_PACKETS))
+        for first, end in intersect(services, (whole,)):
+            if block == OTHER_BLOCK and (first, end) == whole:
+                yield "other protocols"
+            elif block in _ICMP_BLOCKS and first & 0xFF == 0 and end - first == 256:  # one type
+                yield service_text(first, first + 1).partition(" code")[0]
+            else:
+                yield service_text(first, end)
 
 
 def _port_services(traffic: Traffic, named: Callable[[str, int], tuple[int, ...]]) -> Ranges:

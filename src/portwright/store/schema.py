@@ -69,4 +69,19 @@ _V1: Final = (
 # Policy: the files as they were applied, so that every rule can say where it stands.
 _V2: Final = ("CREATE TABLE manifests (name TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID",)
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2)
+# Which of them are of the watched folder. And networks have an isolation from here on, in their body: a
+# version that knows nothing of it would open them, so it must refuse the file.
+_V3: Final = ("ALTER TABLE manifests ADD COLUMN watched INTEGER NOT NULL DEFAULT 0",)
+
+# Domain names: the addresses that are open by one, so that a restart cuts nobody off. No reference to ports:
+# what is nobody's goes at the next start.
+_V4: Final = (
+    """CREATE TABLE resolved (
+        port_id TEXT NOT NULL,
+        pattern TEXT NOT NULL,
+        address TEXT NOT NULL,
+        until REAL NOT NULL,
+        PRIMARY KEY (port_id, pattern, address)) WITHOUT ROWID""",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2, _V3, _V4)

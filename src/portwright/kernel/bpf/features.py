@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from portwright.kernel.bpf import _clsact_probe, _libbpf
+from portwright.kernel.bpf import _clsact_probe, _libbpf, _tproxy_probe
 from portwright.kernel.bpf._fd import failed
 from portwright.kernel.bpf.enums import AttachType, MapType, ProgramType
 from portwright.kernel.bpf.maps import Map
@@ -190,6 +190,7 @@ _PROBES: Final[dict[str, _Probe]] = {
     "btf": _Probe((5, 4), "CONFIG_DEBUG_INFO_BTF", _btf),
     "batch_ops": _Probe((5, 13), "CONFIG_BPF_SYSCALL", _batch_ops),
     "bpffs": _Probe((5, 2), "CONFIG_BPF_SYSCALL", _bpffs),
+    "tproxy": _Probe((4, 19), "CONFIG_NFT_TPROXY", _tproxy_probe.try_tproxy),
 }
 
 _found: dict[str, Feature] = {}

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from portwright.policy.lints.entry import PROTOCOL_NAMES, SIDES, Entry, Lint, field_of, rules_of
 from portwright.policy.manifests.documents import Document, Path
 from portwright.policy.population import Population, describe
-from portwright.policy.rules import Direction, Peer
+from portwright.policy.rules import Direction, Peer, StagedAction
 
 
 def nobody(entry: Entry, world: Population, on_host: Population) -> Iterator[Lint]:
     """Selectors that are true of nobody in ``world``; subjects that are, but of pods ``on_host`` networks."""
-    if not world.workloads:
-        return
     policy = entry.policy
+    if not world.workloads or policy.staged_action is StagedAction.DELETE:
+        return
     if not world.of(policy.subject) & world.subjects:
         yield _no_subject(entry, world, on_host)
     for direction, index, rule in rules_of(policy):

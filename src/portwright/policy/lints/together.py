@@ -89,6 +89,45 @@ def _allows_dns(rule: Rule, protocol: int) -> bool:
     )
 
 
+def whose_names(entries: Sequence[Entry], world: Population) -> Iterator[Lint]:
+    """Domain names for pods that may ask any name server, so one of their own, what they stand for."""
+    asking = {
+        entry.policy.subject: rule
+        for entry in entries
+        if not entry.policy.staged
+        for rule in entry.policy.egress or ()
+        if _anybody(rule) and (_allows_dns(rule, UDP) or _allows_dns(rule, TCP))
+    }
+    for entry in entries:
+        for rule in entry.policy.egress or ():
+            if not any(peer.domains for peer in rule.peers or ()):
+                continue
+            opening = next((asking[s] for s in asking if _may_share(entry.policy.subject, s, world)), None)
+            if opening is not None:
+                yield entry.lint(
+                    field_of(entry, rule),
+                    "names-any-server",
+                    f"pods of {describe(entry.policy.subject)} may ask any name server ({opening.where}): "
+                    "one of their own, too, what these names stand for",
+                    "Allow port 53 to the addresses of your name servers only.",
+                )
+
+
+def _anybody(rule: Rule) -> bool:
+    """Whether the rule is for every address of a family."""
+    return rule.peers is None or any(
+        peer == Peer() or any(ipaddress.ip_network(net).prefixlen == 0 for net in peer.nets or ())
+        for peer in rule.peers
+    )
+
+
+def _may_share(one: Expr, other: Expr, world: Population) -> bool:
+    """Whether both select some pod; where there is none, whether one could come that both do."""
+    if world.workloads:
+        return bool(world.of(one) & world.of(other))
+    return may_overlap(one, other)
+
+
 class _Opening(msgspec.Struct, frozen=True):
     """A peer of addresses in a rule of a policy. ``selected``: by the policy, now."""
 

@@ -23,15 +23,22 @@ from portwright.policy.manifests.calico_rules import no_namespace, path, read_ru
 from portwright.policy.manifests.convert import Context, Converted, Converter, on_change
 from portwright.policy.manifests.documents import Document
 from portwright.policy.manifests.fields import Field, root, spec_of
-from portwright.policy.rules import BUILT_IN_TIERS, DEFAULT, Action, Direction, Policy, Rule, Tier
+from portwright.policy.rules import (
+    BUILT_IN_TIERS,
+    DEFAULT,
+    Action,
+    Direction,
+    Policy,
+    Rule,
+    StagedAction,
+    Tier,
+)
 
 V3: Final = "projectcalico.org/v3"
 STORED: Final = "crd.projectcalico.org/v1"
 
 #: Kubernetes has a NetworkPolicy too, and both may have one name in one namespace.
 _KINDS_FOR_PEOPLE: Final = {"NetworkPolicy": "CalicoNetworkPolicy"}
-#: What a staged policy may be staged as and still be a dry run of its rules.
-_STAGED_ACTIONS: Final = ("Set", "Learn", "Ignore", "Delete")
 _STORED_METADATA: Final = "projectcalico.org/metadata"
 _TIER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _COMMON = (
@@ -72,13 +79,14 @@ def staged_global_network_policy(document: Document, context: Context) -> Conver
 def staged_kubernetes_network_policy(document: Document, context: Context) -> Converted:
     """Kubernetes' NetworkPolicy as a dry run."""
     spec = root(document).get("spec") or Field(document, ("spec",), {})
-    _staged_action(spec)
+    action = _staged_action(spec)
     body = dict(document.body)
     body["spec"] = {key: value for key, value in spec.mapping().items() if key != "stagedAction"}
     converted = kubernetes.network_policy(msgspec.structs.replace(document, body=body), context)
     return Converted(
         policies=tuple(
-            msgspec.structs.replace(policy, kind=document.kind, staged=True) for policy in converted.policies
+            _without_rules(msgspec.structs.replace(policy, kind=document.kind, staged=True), action)
+            for policy in converted.policies
         )
     )
 
@@ -158,12 +166,11 @@ def _global(document: Document, *, staged: bool) -> Converted:
 
 def _policy(document: Document, spec: Field, subject: Expr, namespace: str, *, staged: bool) -> Policy:
     """What all policies have in common."""
-    if staged:
-        _staged_action(spec)
+    action = _staged_action(spec) if staged else StagedAction.SET
     _performance_hints(spec.get("performanceHints"))
     ingress, egress = (read_rules(spec, direction, namespace) for direction in Direction)
     types = _types(spec.get("types"), bool(ingress), bool(egress))
-    return Policy(
+    policy = Policy(
         kind=_KINDS_FOR_PEOPLE.get(document.kind, document.kind),
         name=document.name,
         namespace=namespace,
@@ -176,6 +183,7 @@ def _policy(document: Document, spec: Field, subject: Expr, namespace: str, *, s
         staged=staged,
         where=document.where(()),
     )
+    return _without_rules(policy, action)
 
 
 def _types(field: Field | None, ingress: bool, egress: bool) -> frozenset[str]:
@@ -221,13 +229,22 @@ def _flag(spec: Field, name: str) -> bool:
     return field.boolean() if field is not None else False
 
 
-def _staged_action(spec: Field) -> None:
-    """Set, Learn and Ignore differ for Calico's user interface only: each is a dry run of the rules."""
+def _staged_action(spec: Field) -> StagedAction:
+    """What is staged. A deletion says nothing but the tier, in which both policies are."""
     field = spec.get("stagedAction")
-    if field is not None and field.choice(*_STAGED_ACTIONS) == "Delete":
-        raise field.refuse(
-            "we can't stage a deletion: run `portwright policy apply --dry-run` without the policy"
-        )
+    action = StagedAction(field.choice(*StagedAction)) if field is not None else StagedAction.SET
+    if action is StagedAction.DELETE:
+        for name in spec.mapping():
+            if name not in {"stagedAction", "tier"} and (said := spec.get(name)) is not None:
+                raise said.refuse("stagedAction is Delete, which needs the name alone; leave this out")
+    return action
+
+
+def _without_rules(policy: Policy, action: StagedAction) -> Policy:
+    """The policy with its staged action; one that stages a deletion selects nobody for anything."""
+    if action is StagedAction.DELETE:
+        policy = msgspec.structs.replace(policy, ingress=None, egress=None)
+    return msgspec.structs.replace(policy, staged_action=action)
 
 
 def _performance_hints(field: Field | None) -> None:

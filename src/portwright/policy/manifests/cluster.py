@@ -87,6 +87,7 @@ def pod(document: Document, cluster: Cluster) -> Endpoint:
     account = spec.get("serviceAccountName") or spec.get("serviceAccount")
     service_account = account.text() if account else DEFAULT_SERVICE_ACCOUNT
     host_network = spec.get("hostNetwork")
+    named, unnamed = _container_ports(spec)
     return Endpoint(
         name=document.name,
         namespace=namespace,
@@ -98,7 +99,8 @@ def pod(document: Document, cluster: Cluster) -> Endpoint:
             cluster.service_accounts.get((namespace, service_account)),
         ),
         addresses=_pod_addresses(whole.get("status")),
-        named_ports=_named_ports(spec),
+        named_ports=named,
+        unnamed_ports=unnamed,
         host_network=host_network.boolean() if host_network else False,
     )
 
@@ -115,8 +117,8 @@ def _pod_addresses(status: Field | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(address(field) for field in found))
 
 
-def _named_ports(spec: Field) -> tuple[NamedPort, ...]:
-    """Of its containers, and of those init containers that stay (sidecars)."""
+def _container_ports(spec: Field) -> tuple[tuple[NamedPort, ...], tuple[tuple[int, int], ...]]:
+    """With and without a name: of its containers, and of those init containers that stay (sidecars)."""
     several = spec.get("containers")
     containers = several.items() if several else []
     first = spec.get("initContainers")
@@ -125,15 +127,18 @@ def _named_ports(spec: Field) -> tuple[NamedPort, ...]:
         if policy is not None and policy.value == "Always":
             containers.append(container)
     found: list[NamedPort] = []
+    unnamed: list[tuple[int, int]] = []
     for container in containers:
         ports = container.get("ports")
         for port in ports.items() if ports else []:
             number = port_number(port.need("containerPort"))
             name, protocol = port.get("name"), port.get("protocol")
+            kind = PROTOCOLS[protocol.choice(*PROTOCOLS) if protocol else "TCP"]
             if name is not None and name.value != "":
-                spelled = protocol.choice(*PROTOCOLS) if protocol else "TCP"
-                found.append(NamedPort(port_name(name), PROTOCOLS[spelled], number))
-    return tuple(dict.fromkeys(found))
+                found.append(NamedPort(port_name(name), kind, number))
+            else:
+                unnamed.append((kind, number))
+    return tuple(dict.fromkeys(found)), tuple(dict.fromkeys(unnamed))
 
 
 def node(document: Document) -> Endpoint:

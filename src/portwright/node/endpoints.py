@@ -1,0 +1,58 @@
+"""Whom policy is about: the ports that there are, as the endpoints that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from portwright.model.network import Isolation
+from portwright.model.port import Port
+from portwright.policy.isolation import Home, labelled
+from portwright.policy.manifests.cluster import workload_labels
+from portwright.policy.manifests.read import DEFAULT_NAMESPACE, Manifests
+from portwright.policy.rules import Endpoint, EndpointKind, Snapshot
+
+#: Labels that CNI's Kubernetes arguments become (docs/cni.md).
+POD_NAME, POD_NAMESPACE = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace"
+
+
+def snapshot_of(
+    manifests: Manifests, ports: Iterable[Port], isolating: Mapping[str, Isolation] | None = None
+) -> Snapshot:
+    """Whom there is: an endpoint for each pod or sandbox that has ports, and what else manifests describe.
+
+    A Pod manifest of the name of one that has ports lends it its labels and named ports; the addresses are
+    the ports'. ``isolating``: the networks that are not open.
+    """
+    described = {
+        (e.namespace, e.name): e
+        for e in manifests.snapshot.endpoints
+        if e.kind is EndpointKind.WORKLOAD and not e.host_network
+    }
+    running: dict[tuple[str, str], Endpoint] = {}
+    homes: dict[str, Home] = {}
+    for port in ports:
+        home = Home(port.network, (isolating or {}).get(port.network, "open"))
+        homes |= {a.address: home for a in port.addresses}
+        key = identity(port)
+        known = running.get(key) or described.get(key) or _endpoint(port, manifests)
+        before = known.addresses if key in running else ()
+        mine = (*(a.address for a in port.addresses), *before)
+        running[key] = msgspec.structs.replace(known, addresses=tuple(dict.fromkeys(mine)))
+    if isolating:
+        running = {key: labelled(endpoint, homes) for key, endpoint in running.items()}
+    rest = (e for e in manifests.snapshot.endpoints if (e.namespace, e.name) not in running)
+    return msgspec.structs.replace(manifests.snapshot, endpoints=(*running.values(), *rest))
+
+
+def identity(port: Port) -> tuple[str, str]:
+    """(namespace, name) of the pod that a port belongs to, or of the port's owner."""
+    name = port.labels.get(POD_NAME) or port.owner.name or port.owner.container_id
+    return port.labels.get(POD_NAMESPACE, DEFAULT_NAMESPACE), name
+
+
+def _endpoint(port: Port, manifests: Manifests) -> Endpoint:
+    namespace, name = identity(port)
+    labels = workload_labels(port.labels, namespace, manifests.namespaces.get(namespace, {}))
+    return Endpoint(name=name, namespace=namespace, labels=labels)

@@ -1,0 +1,93 @@
+"""What a name may open on a host of sandboxes, and whom the proxy may ask for one of them.
+
+The proxy is the host: it reaches what a sandbox must not, and who answers for a name may name anything. So
+both are judged here, against the host's own addresses and the ports that there are.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from portwright.domains.names import may_open
+from portwright.kernel import rtnl
+from portwright.model.port import Port, PortMapping
+from portwright.node.core import Core, reach_pairs
+from portwright.policy.rules import Flow
+
+_PROTOCOLS = {"udp": 17, "tcp": 6}
+
+
+def openable(core: Core, port: Port, found: Iterable[str]) -> tuple[str, ...]:
+    """What of an answer may be opened to a port: nothing of this host's, of its networks', or of a link's.
+
+    Else whoever answers for a name could open what the host or another tenant keeps to itself.
+    """
+    own = _own_addresses(core, port)
+    nets = [
+        ipaddress.ip_network(one.subnet)
+        for network in core.store.networks()
+        for pool in network.pools
+        for one in pool
+    ]
+    return tuple(
+        address
+        for address in found
+        if may_open(address)
+        and address not in own
+        and not any(ipaddress.ip_address(address) in net for net in nets)
+    )
+
+
+def may_ask(
+    core: Core,
+    asking: Port,
+    behind: Iterable[tuple[Port, PortMapping]],
+    *,
+    source: str,
+    resolver: str,
+    protocol: int,
+) -> bool:
+    """Whether a port may be brought to this resolver: the host's own way to it must open nothing.
+
+    The data path has judged the packet to the resolver's address. Behind a published port of the host it is
+    a sandbox that answers, to whom the proxy is the host: its policy and network are asked here. ``behind``:
+    the ports that the host's port 53 leads to.
+    """
+    address = ipaddress.ip_address(resolver)
+    if address.is_loopback or address.is_multicast or address.is_unspecified:
+        return False
+    if address.version == 6 and address.is_link_local:
+        return False
+    behind = tuple(behind)
+    if not any(resolver in _own_addresses(core, port) for port, _ in behind):
+        return True
+    for port, mapping in behind:
+        if _PROTOCOLS.get(mapping.protocol) != protocol or mapping.host_ip not in {"", *_any(resolver)}:
+            continue
+        if port.net_id != asking.net_id and not _reach(core, asking, port):
+            return False
+        for target in port.addresses:
+            flow = Flow(
+                source=source, destination=target.address, protocol=protocol, port=mapping.container_port
+            )
+            if (":" in target.address) == (":" in source) and not core.policies.allows(flow):
+                return False
+    return True
+
+
+def _any(resolver: str) -> tuple[str, str]:
+    """The addresses of a mapping that includes this one."""
+    return ("::" if ":" in resolver else "0.0.0.0", resolver)  # noqa: S104 - compared, not bound
+
+
+def _own_addresses(core: Core, port: Port) -> set[str]:
+    """The addresses of the port's host."""
+    switch = core.switch_of(port)
+    return {a.address for a in rtnl.addresses(switch.rtnl)} if switch is not None else set()
+
+
+def _reach(core: Core, one: Port, other: Port) -> bool:
+    return any(
+        (a.net_id, b.net_id) == (one.net_id, other.net_id) for a, b in reach_pairs(core.store.networks())
+    )
