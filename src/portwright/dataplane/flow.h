@@ -113,15 +113,18 @@ static int pw_age(void *map, __u32 *zero, struct pw_ager *ager)
 	return 0;
 }
 
-/* A ticket for a new flow; an error if there is none. */
-PW_INLINE long pw_age_from_now(const struct pw_flow *key, __u32 number)
+/* A ticket for a new flow; an error if there is none. A function, for the sake of its caller's stack. */
+__noinline int pw_age_from_now(struct pw_flow *key, __u32 number)
 {
-	struct pw_ticket ticket = { .key = *key, .number = number };
+	struct pw_ticket ticket = { .number = number };
 	__u32 zero = 0;
 	struct pw_ager *ager = bpf_map_lookup_elem(&pw_ager, &zero);
 	long error;
 
-	if (!ager || bpf_map_push_elem(&pw_tickets, &ticket, BPF_ANY))
+	if (!ager || !key)
+		return -EINVAL;
+	ticket.key = *key;
+	if (bpf_map_push_elem(&pw_tickets, &ticket, BPF_ANY))
 		return -ENOSPC;
 	__sync_fetch_and_add(&ager->tickets, 1);
 	if (READ_ONCE(ager->runs))
@@ -192,7 +195,7 @@ PW_INLINE void pw_conn_seen(struct pw_conn *conn, __u8 flags, bool first)
 }
 
 /* Remembers a flow, for @port; 0, or the reason why it can't. */
-PW_INLINE int pw_conn_open(const struct pw_flow *key, struct pw_conn *conn, struct pw_port *port)
+PW_INLINE int pw_conn_open(struct pw_flow *key, struct pw_conn *conn, struct pw_port *port)
 {
 	long error;
 
