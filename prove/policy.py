@@ -104,6 +104,34 @@ def performance(runner: Runner) -> Iterator[Line]:
     yield from benchmark(runner, "policy")
 
 
+def built(runner: Runner) -> Iterator[Line]:
+    """What the issue's list of things to build has besides, each by its tests on real packets."""
+    for name, claim, path in (
+        (
+            "names",
+            "only what a name resolved to, for its time, is reached, whoever means ill",
+            "tests/netns/test_policy_dns*.py",
+        ),
+        (
+            "folder",
+            "a watched folder is in force whole, or nothing of it has changed",
+            "tests/netns/test_policy_folder.py",
+        ),
+        (
+            "isolation",
+            "where no policy decides, a network's isolation does: open, tenant, strict",
+            "tests/netns/test_network_isolation.py",
+        ),
+        (
+            "whatif",
+            "dry runs and staged policies say which pairs change, and change nothing",
+            "tests/netns/test_policy_whatif.py",
+        ),
+    ):
+        report = run_tests(runner, name, [path])
+        yield Line(report.ok, claim, str(report))
+
+
 PROOFS = (
     Proof("1", "truth tables", truth),
     Proof("2", "the tests are tested", mutants),
@@ -112,4 +140,5 @@ PROOFS = (
     Proof("5", "reasons", reasons),
     Proof("6", "evasion", evasion),
     Proof("7", "performance", performance),
+    Proof("build", "what else is built", built),
 )

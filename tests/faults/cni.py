@@ -65,7 +65,14 @@ class Cni:
         return self.run("DEL", container, ns.path, host=host)
 
     def run(
-        self, verb: str, container: str = "", path: str = "", *, host: TestNetns | None = None, **more: object
+        self,
+        verb: str,
+        container: str = "",
+        path: str = "",
+        *,
+        host: TestNetns | None = None,
+        cni_args: str = "",
+        **more: object,
     ) -> Outcome:
         """One execution; ``more`` is merged into its stdin."""
         env = {
@@ -73,6 +80,7 @@ class Cni:
             "CNI_CONTAINERID": container,
             "CNI_NETNS": path,
             "CNI_IFNAME": "eth0" if container else "",
+            "CNI_ARGS": cni_args,
             "CNI_PATH": f"{self._daemon.bin_dir}:{REFERENCE}",
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import dns.exception
 import pytest
 
-from portwright.kernel.bpf import features
+from portwright.api.methods import LimitsChange
+from portwright.dataplane.abi import PwPort, PwPortFlag
+from portwright.kernel.bpf import Map, features
 from portwright.model.errors import InvalidInput
+from portwright.node.entries import port_key
 from portwright.node.faults import Faults
 from portwright.node.policies import Policies
 from portwright.store import Store
@@ -36,6 +39,30 @@ from tests.netns.policy_lab import connect, listening
 pytestmark = pytest.mark.netns
 
 SHOP, OTHER, EDGE, DEEP = 10, 20, 30, 31
+#: As NAMES, with pods app=resolver in the place of the world's name server.
+TO_A_PORT = NAMES.replace(
+    'to: [{networks: [192.0.2.1/32, "2001:db8::1/128"]}]',
+    "to: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: resolver}}}}]",
+)
+#: Pods app=resolver answer port 53 of friends, and open nothing.
+FRIENDS = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: friends}
+spec:
+  podSelector: {matchLabels: {app: resolver}}
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {friend: "yes"}}}]
+    ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+"""
+#: Counts what sandboxes send to port 53 by the host's stack.
+COUNT = """
+add table inet test
+add counter inet test look_ups
+add chain inet test before { type filter hook prerouting priority -400; }
+add rule inet test before iifname "pw*" meta l4proto { tcp, udp } th dport 53 counter name look_ups
+"""
 
 
 @pytest.fixture
@@ -55,6 +82,15 @@ def shop(world: TestNetns) -> Iterator[None]:
             )
         )
         yield
+
+
+@contextmanager
+def resolver(sandboxes: SandboxFactory) -> Iterator[Sandbox]:
+    """A sandbox with app=resolver, in which a name server has the shop's name."""
+    made = sandboxes(labels={"app": "resolver"})
+    record = f"host-record=www.shop.example,{address(SHOP)},{address(SHOP, 6)},60"
+    with dnsmasq(made.ns, record, listen=(made.ip4, made.ip6)):
+        yield made
 
 
 @pytest.fixture
@@ -164,6 +200,78 @@ def test_a_connection_outlives_the_answer_that_opened_it(
         assert not reaches(daemon, box, address(SHOP))
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_resolver_in_another_sandbox(
+    daemon: Daemon, sandboxes: SandboxFactory, world: TestNetns, family: int, tcp: bool
+) -> None:
+    """What it answers opens as from anywhere, though it may open nothing itself; and its own policy still
+    says who may ask it."""
+    give_addresses(world, SHOP)
+    where, kind = address(SHOP, family), "A" if family == 4 else "AAAA"
+    with listening(world, 80), resolver(sandboxes) as server:
+        box = under_policy(daemon, sandboxes, TO_A_PORT)
+        their = server.ip4 if family == 4 else server.ip6
+        assert not reaches(daemon, box, where)
+        assert said(ask(box, "www.shop.example", kind, resolver=their, tcp=tcp)) == [where]
+        assert reaches(daemon, box, where)
+        with daemon.client() as api:
+            api.policy_apply([("friends.yaml", FRIENDS)])
+        before = denied(daemon, server)
+        with pytest.raises((dns.exception.Timeout, TimeoutError)):
+            ask(box, "www.shop.example", kind, resolver=their, tcp=tcp, timeout=0.2)
+        assert denied(daemon, server) > before
+        friend = under_policy(daemon, sandboxes, TO_A_PORT, friend="yes")
+        assert said(ask(friend, "www.shop.example", kind, resolver=their, tcp=tcp)) == [where]
+        assert reaches(daemon, friend, where)
+
+
+def test_look_ups_between_sandboxes_are_fast_unless_names_count(
+    daemon: Daemon, sandboxes: SandboxFactory, host: TestNetns
+) -> None:
+    """They pass the host only if the policy of who asks names domains: as policies and the port change, and
+    through a SIGKILL."""
+    host.run(["nft", "-f", "-"], input=COUNT)
+
+    def by_the_host(one: Sandbox) -> set[bool]:
+        """Whether its look-ups pass the host's stack, of both families, by UDP and TCP; and what why says."""
+        found = set[bool]()
+        for where in (server.ip4, server.ip6):
+            for proto in ("udp", "tcp"):
+                before = _counted(host)
+                answer = ask(one, "www.shop.example", resolver=where, tcp=proto == "tcp")
+                assert said(answer) == [address(SHOP)]
+                found.add(_counted(host) > before)
+                with daemon.client() as api:
+                    why = api.why(one.port.port_id, where, proto=proto, dport=53)
+                assert any("proxy of domain names" in s.text for s in why.steps) == (why.path == "slow")
+                found.add(why.path == "slow")
+        return found
+
+    with resolver(sandboxes) as server, daemon.client() as api:
+        box, other = under_policy(daemon, sandboxes, TO_A_PORT), sandboxes(labels={"app": "other"})
+        assert by_the_host(box) == {True}
+        assert by_the_host(other) == {False}
+        api.port_set(box.port.port_id, limits=LimitsChange(egress_rate=10**9))
+        assert by_the_host(box) == {True}
+        api.port_unplug(box.port.port_id)
+        box = Sandbox(box.ns, api.port_plug(box.port.port_id, box.ns.path))
+        assert by_the_host(box) == {True}
+        daemon.kill()
+        daemon.start()
+        assert "on record" not in daemon.tail()  # nothing had to be repaired
+        assert by_the_host(box) == {True}
+        daemon.kill()
+        _swap(daemon, box, other)  # as of a daemon that died before it got to it
+        daemon.start()
+        assert by_the_host(box) == {True}
+        assert by_the_host(other) == {False}
+        api.policy_delete(["names.yaml"])
+        assert by_the_host(box) == {False}
+        api.policy_apply([("names.yaml", TO_A_PORT)])
+        assert by_the_host(box) == {True}
+
+
 def test_whatever_resolver_the_sandbox_uses(
     daemon: Daemon, sandboxes: SandboxFactory, host: TestNetns, world: TestNetns
 ) -> None:
@@ -271,6 +379,21 @@ def test_a_large_answer_arrives_whole(daemon: Daemon, sandboxes: SandboxFactory,
     for where in (WORLD4, WORLD6):
         with lying(world, say, where):
             assert len(ask(box, "big.example", "TXT", resolver=where).answer[0]) == 14
+
+
+def _swap(daemon: Daemon, *boxes: Sandbox) -> None:
+    """Has the data path take these for what they are not: ports whose policy names domains, or others."""
+    with closing(Map.from_pin(next((daemon.run_dir / "bpf").glob("*/maps/pw_ports")))) as ports:
+        for box in boxes:
+            key = port_key(box.port.rep_ifindex)
+            entry = PwPort.unpack(ports.lookup(key) or b"")
+            ports.update(key, entry._replace(flags=entry.flags ^ PwPortFlag.PF_NAMES).pack())
+
+
+def _counted(host: TestNetns) -> int:
+    """Packets for port 53 that sandboxes had the host's stack look at, by COUNT."""
+    listed = host.run(["nft", "list", "counter", "inet", "test", "look_ups"]).stdout
+    return int(listed.split("packets")[1].split()[0])
 
 
 def _open_addresses(daemon: Daemon) -> int:

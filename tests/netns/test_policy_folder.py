@@ -304,3 +304,18 @@ def test_killed_in_the_middle(folder: Path, daemon: Daemon, sandboxes: SandboxFa
         daemon.start()
         has(daemon, "web")
         assert (reaches(web.ip4, 80), reaches(web.ip6, 81)) == (False, True)
+
+
+def test_a_name_that_is_no_text_is_refused_and_told(folder: Path, daemon: Daemon) -> None:
+    """A file whose name is no UTF-8 is one clear refusal, that everybody who asks is told; without it all
+    is well."""
+    (folder / "web.yaml").write_text(WEB)
+    has(daemon, "web")
+    path = os.fsencode(folder) + b"/\xff.yaml"
+    Path(os.fsdecode(path)).write_text(OTHER)
+    state = refused(daemon, "UTF-8")
+    assert state.policies == ("NetworkPolicy default/web",)
+    for command in (("policy", "list"), ("policy", "list", "--json"), ("node", "status"), ("doctor",)):
+        assert "UTF-8" in daemon.cli(*command, check=False).stdout
+    os.unlink(path)  # noqa: PTH108 - a name that is no text
+    has(daemon, "web")

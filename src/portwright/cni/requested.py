@@ -226,11 +226,13 @@ def _dns(fields: Fields | None) -> Dns | None:
 
 
 def _labels(cni_args: Fields, args: Mapping[str, str]) -> dict[str, str]:
-    """Return the pod's identity from CNI_ARGS, then args.cni.labels over it.
+    """Return the labels of args.cni.labels, and over them the pod's identity from CNI_ARGS.
 
-    Labels come as the conventions' ``[{"key":…,"value":…}]`` or as a plain object.
+    The labels may be a tenant's, the identity is the runtime's own word: where it says anything of the pod,
+    no label does. Labels come as the conventions' ``[{"key":…,"value":…}]`` or as a plain object.
     """
-    labels = {label: args[key] for key, label in POD_LABELS.items() if args.get(key)}
+    identity = {label: args[key] for key, label in POD_LABELS.items() if args.get(key)}
+    labels: dict[str, str] = {}
     given = cni_args.get("labels")
     at = cni_args.at("labels")
     if isinstance(given, dict):
@@ -243,5 +245,6 @@ def _labels(cni_args: Fields, args: Mapping[str, str]) -> dict[str, str]:
         if not key or key in seen:
             raise InvalidInput(key_at, key, "a label needs a key, and each key once")
         seen.add(key)
-        labels[key] = value
-    return labels
+        if not (identity and key in POD_LABELS.values()):
+            labels[key] = value
+    return identity | labels

@@ -67,6 +67,7 @@ enum pw_port_flag {
 	PW_PF_LIMIT_FROM = 1,
 	PW_PF_LIMIT_TO = 2,
 	PW_PF_DOWN = 4, /* of a target: its link is disabled */
+	PW_PF_NAMES = 8, /* of a port: its policy names domains, so its look-ups are proxied */
 };
 
 enum pw_state_flag {
@@ -258,6 +259,7 @@ enum pw_slow {
 	PW_SLOW_SCOPE = 7, /* a link-local source, which no router forwards */
 	PW_SLOW_PADDING = 8, /* bytes behind the packet, which a router takes off */
 	PW_SLOW_ERROR = 9, /* an ICMP error, perhaps about a flow that the host translates */
+	PW_SLOW_NAMES = 10, /* a look-up, which the host steers to the proxy */
 };
 
 struct pw_trace_step {

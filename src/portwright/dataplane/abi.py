@@ -48,6 +48,7 @@ class PwPortFlag(enum.IntEnum):
     PF_LIMIT_FROM = 1
     PF_LIMIT_TO = 2
     PF_DOWN = 4
+    PF_NAMES = 8
 
 
 class PwReason(enum.IntEnum):
@@ -114,6 +115,7 @@ class PwSlow(enum.IntEnum):
     SLOW_SCOPE = 7
     SLOW_PADDING = 8
     SLOW_ERROR = 9
+    SLOW_NAMES = 10
 
 
 class PwStateFlag(enum.IntEnum):

@@ -124,18 +124,12 @@ struct pw_tcp_head {
 	__u8 flags;
 } __attribute__((packed));
 
-/*
- * Ports and TCP's flags, or the ICMP type, of a packet that carries its layer 4
- * header. Global, as it is asked about what an ICMP error quotes, too.
- */
-__noinline int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
+/* Ports and TCP's flags, or the ICMP type, of a packet that carries its layer 4 header. */
+PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 {
+	__u32 end = ETH_HLEN + pkt->l3_len;
 	struct pw_tcp_head head;
-	__u32 end;
 
-	if (!pkt)
-		return PW_R_TRUNCATED;
-	end = ETH_HLEN + pkt->l3_len;
 	switch (pkt->proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
@@ -224,7 +218,7 @@ PW_INLINE int pw_parse_v4(struct __sk_buff *skb, struct pw_packet *pkt)
 		    (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP))
 			return PW_R_FRAGMENT;
 	}
-	return pw_parse_l4(skb, pkt);
+	return 0;
 }
 
 PW_INLINE bool pw_is_ext(__u8 next)
@@ -328,19 +322,7 @@ PW_INLINE int pw_parse_v6(struct __sk_buff *skb, struct pw_packet *pkt)
 	if (pw_is_mapped(&pkt->saddr) || pw_is_mapped(&pkt->daddr))
 		return PW_R_IP_VERSION;
 
-	if (pw_is_ext(pkt->proto)) {
-		int reason = pw_parse_ext(skb, pkt);
-
-		if (reason)
-			return reason;
-		if (pkt->flags & PW_P_LATER_FRAGMENT)
-			return 0;
-	}
-	/* RFC 7112: the first fragment holds the whole header chain; of TCP's its flags. */
-	if (pw_parse_l4(skb, pkt) || ((pkt->flags & PW_P_FRAGMENT) && pkt->proto == IPPROTO_TCP &&
-				      pkt->l4_off + 14 > ETH_HLEN + pkt->l3_len))
-		return pkt->flags & PW_P_FRAGMENT ? PW_R_FRAGMENT : PW_R_TRUNCATED;
-	return 0;
+	return pw_is_ext(pkt->proto) ? pw_parse_ext(skb, pkt) : 0;
 }
 
 /*
@@ -352,6 +334,8 @@ PW_INLINE int pw_parse(struct __sk_buff *skb, struct pw_packet *pkt)
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
+	bool v6;
+	int reason;
 
 	if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end) {
 		/* Short, or headers in a page fragment: linearise and look again. */
@@ -363,10 +347,16 @@ PW_INLINE int pw_parse(struct __sk_buff *skb, struct pw_packet *pkt)
 	if ((void *)(eth + 1) > end)
 		return PW_R_TRUNCATED;
 	pkt->be_proto = eth->h_proto;
-	if (pkt->be_proto == bpf_htons(ETH_P_IP))
-		return pw_parse_v4(skb, pkt);
-	if (pkt->be_proto == bpf_htons(ETH_P_IPV6))
-		return pw_parse_v6(skb, pkt);
+	v6 = pkt->be_proto == bpf_htons(ETH_P_IPV6);
+	if (!v6 && pkt->be_proto != bpf_htons(ETH_P_IP))
+		return 0;
+	reason = v6 ? pw_parse_v6(skb, pkt) : pw_parse_v4(skb, pkt);
+	if (reason || (pkt->flags & PW_P_LATER_FRAGMENT))
+		return reason;
+	/* RFC 7112: the first fragment holds the whole header chain; of TCP's its flags. */
+	if (pw_parse_l4(skb, pkt) || ((pkt->flags & PW_P_FRAGMENT) && pkt->proto == IPPROTO_TCP &&
+				      pkt->l4_off + 14 > ETH_HLEN + pkt->l3_len))
+		return v6 && (pkt->flags & PW_P_FRAGMENT) ? PW_R_FRAGMENT : PW_R_TRUNCATED;
 	return 0;
 }
 

@@ -31,10 +31,9 @@ PW_INLINE const struct pw_addr *pw_own_addr(const struct pw_port *port, const st
 /* Discovery and listener reports on the link: what policy never meant (RFC 4890, 4.4). */
 PW_INLINE bool pw_is_nd(const struct pw_packet *pkt)
 {
-	bool link = pkt->daddr.be[0] == bpf_htonl(0xff020000) ||
-		    (pkt->daddr.be[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
-
-	return link && pkt->proto == IPPROTO_ICMPV6 &&
+	return pkt->proto == IPPROTO_ICMPV6 &&
+	       (pkt->daddr.be[0] == bpf_htonl(0xff020000) ||
+		(pkt->daddr.be[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000)) &&
 	       ((pkt->icmp_type >= 130 && pkt->icmp_type <= 137) || pkt->icmp_type == 143);
 }
 
@@ -205,6 +204,11 @@ PW_INLINE __u32 pw_kept(__u32 verdict, __u32 old)
 	return (verdict & (PW_V_DENY | PW_V_KEEP)) == (PW_V_DENY | PW_V_KEEP) ? old : verdict;
 }
 
+__noinline int pw_parse_quoted_l4(struct __sk_buff *skb, struct pw_packet *quoted)
+{
+	return quoted ? pw_parse_l4(skb, quoted) : PW_R_TRUNCATED;
+}
+
 /* The layer 4 header of the packet that an ICMP error quotes, as a packet of its own. */
 PW_INLINE bool pw_quoted(struct __sk_buff *skb, const struct pw_packet *pkt, struct pw_packet *in)
 {
@@ -235,7 +239,7 @@ PW_INLINE bool pw_quoted(struct __sk_buff *skb, const struct pw_packet *pkt, str
 		if (pw_is_ext(in->proto) && pw_parse_ext(skb, in))
 			return false;
 	}
-	return !(in->flags & PW_P_LATER_FRAGMENT) && !pw_parse_l4(skb, in);
+	return !(in->flags & PW_P_LATER_FRAGMENT) && !pw_parse_quoted_l4(skb, in);
 }
 
 /*
@@ -314,7 +318,7 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 			   __u32 generation, __u32 sides)
 {
 	__u32 slot = generation & (PW_SLOTS - 1);
-	struct pw_conn conn = { .generation = generation, .sides = sides };
+	struct pw_conn conn;
 	struct pw_peer source, target;
 	struct pw_conn *known;
 	struct pw_flow key = {};
@@ -337,6 +341,7 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 			return 0;
 		}
 	}
+	conn = (struct pw_conn){ .generation = generation, .sides = sides };
 	if (generation) {
 		if (!pw_find_peer(slot,
 				  sides & PW_SIDE_EGRESS ? pw_own_addr(port, pkt) : &pkt->saddr,

@@ -42,14 +42,18 @@ PW_INLINE bool pw_may_reach(__u32 from_net, __u32 to_net)
 }
 
 /* Must this packet for a local port go through the host's stack, and why? */
-PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_packet *pkt,
-			       const struct pw_target *target)
+PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_port *port,
+			       const struct pw_packet *pkt, const struct pw_target *target)
 {
 	__u32 zero = 0;
 	struct pw_state *state = bpf_map_lookup_elem(&pw_state, &zero);
 
 	if (!state || (state->flags & PW_SF_SLOW_ONLY))
 		return PW_SLOW_CONFIG;
+	/* What its answer opens has to be open before the sandbox hears it (plan/steer.py). */
+	if ((port->flags & PW_PF_NAMES) && pkt->be_dport == bpf_htons(53) &&
+	    (pkt->proto == IPPROTO_UDP || pkt->proto == IPPROTO_TCP))
+		return PW_SLOW_NAMES;
 	if (pkt->ttl <= 1)
 		return PW_SLOW_TTL;
 	/* fe80::/10 to a global address: the stack refuses it and says so (RFC 4443, 3.1). */
@@ -201,7 +205,7 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 		pw_count_from(skb, port->port_id, skb->len, false);
 		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LINK_DOWN);
 	}
-	slow = pw_slow_reason(skb, pkt, target);
+	slow = pw_slow_reason(skb, port, pkt, target);
 	if (slow) {
 		PW_STEP(skb, PW_S_SLOW, slow, 0);
 		skb->tc_index = PW_TC_DIRECT;

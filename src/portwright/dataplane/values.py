@@ -56,9 +56,13 @@ def port_value(
     gateways: tuple[str, ...],
     limits: Limits,
     flows: int = 0,
+    names: bool = False,
 ) -> bytes:
-    """The value of pw_ports. ``flows``: the count that the data path keeps in it."""
-    flags = 0
+    """The value of pw_ports. ``flows``: the count that the data path keeps in it.
+
+    ``names``: its look-ups are proxied.
+    """
+    flags = PwPortFlag.PF_NAMES if names else 0
     if limits.egress_rate:
         flags |= PwPortFlag.PF_LIMIT_FROM
     if limits.ingress_rate:

@@ -77,10 +77,12 @@ class Changes:
         if switch is None or not plan:
             with self._store.transaction(durable=True):
                 self._store.put_port(new)
+                self._judge_labels(port, new)
             self._heed_labels(port, new)
             return new
         with self._store.transaction(durable=True):
             self._store.put_port(new)
+            self._judge_labels(port, new)
             entry = self._store.begin(new.port_id, kind, encode(plan))
         self._core.faults.at(f"{kind}:intent")
         try:
@@ -97,6 +99,11 @@ class Changes:
         self._core.faults.at(f"{kind}:commit")
         self._heed_labels(port, new)
         return new
+
+    def _judge_labels(self, old: Port, new: Port) -> None:
+        """Raises where policy could not be put in force with them: then no later change could be either."""
+        if new.labels != old.labels:
+            self._core.policies.judge()
 
     def _heed_labels(self, old: Port, new: Port) -> None:
         if new.labels != old.labels:

@@ -25,6 +25,7 @@ from portwright.model.port import Port, PortMapping, PortState
 from portwright.node import dns_proxy, opening, steer
 from portwright.node.core import Core
 from portwright.node.dns_proxy import DnsProxy, Load, Refused
+from portwright.node.entries import proxy_look_ups
 from portwright.node.switch import Switch
 
 #: Seconds between two looks for connections to an address whose TTL is over, and between two tries to put
@@ -118,6 +119,7 @@ class Domains:
         if not mine:
             if cookie not in self._quiet:
                 steer.unsteer(self._core.store, switch)
+                proxy_look_ups(switch, ())
                 self._end(cookie)
                 self._quiet.add(cookie)
             return
@@ -128,6 +130,7 @@ class Domains:
             self._ports[cookie] = proxy.start()
             self._proxies[cookie] = proxy
         proxy.serve({a.address: client for client in mine for a in client.port.addresses})
+        proxy_look_ups(switch, (client.port for client in mine))
         reps = frozenset(client.port.rep_name for client in mine)
         steered = self._steered.get(cookie)
         if reps == steered:

@@ -42,14 +42,16 @@ def snapshot_of(
         running[key] = msgspec.structs.replace(known, addresses=tuple(dict.fromkeys(mine)))
     if isolating:
         running = {key: labelled(endpoint, homes) for key, endpoint in running.items()}
-    rest = (e for e in manifests.snapshot.endpoints if (e.namespace, e.name) not in running)
+    # Only a pod is the port of its name: a network set, a node or a pod on its node's address is another thing.
+    taken = {id(described[key]) for key in running.keys() & described.keys()}
+    rest = (e for e in manifests.snapshot.endpoints if id(e) not in taken)
     return msgspec.structs.replace(manifests.snapshot, endpoints=(*running.values(), *rest))
 
 
 def identity(port: Port) -> tuple[str, str]:
     """(namespace, name) of the pod that a port belongs to, or of the port's owner."""
     name = port.labels.get(POD_NAME) or port.owner.name or port.owner.container_id
-    return port.labels.get(POD_NAMESPACE, DEFAULT_NAMESPACE), name
+    return port.labels.get(POD_NAMESPACE) or DEFAULT_NAMESPACE, name
 
 
 def _endpoint(port: Port, manifests: Manifests) -> Endpoint:

@@ -7,10 +7,11 @@ MTU and administrative state, which an operator may have changed: see ``node.cha
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from portwright.attach import veth
 from portwright.dataplane import values
-from portwright.dataplane.abi import PwDir, PwLimitKey, PwPort
+from portwright.dataplane.abi import PwDir, PwLimitKey, PwPort, PwPortFlag
 from portwright.model.port import Port
 from portwright.node.switch import Switch
 from portwright.plan import operations as op
@@ -22,10 +23,14 @@ def port_key(ifindex: int) -> bytes:
 
 
 def port_value(operation: op.PutPort, held: bytes | None = None) -> bytes:
-    """The value of pw_ports. ``held``: what stands there, which lends the count that the data path keeps."""
-    flows = 0
+    """The value of pw_ports. ``held``: what stands there, and lends what the record does not have.
+
+    That is the count that the data path keeps, and what ``proxy_look_ups`` has set.
+    """
+    flows, names = 0, False
     if held is not None and held.startswith(values.port_key(operation.port_id)):
-        flows = PwPort.unpack(held).flows
+        stands = PwPort.unpack(held)
+        flows, names = stands.flows, bool(stands.flags & PwPortFlag.PF_NAMES)
     return values.port_value(
         port_id=operation.port_id,
         net_id=operation.net_id,
@@ -37,7 +42,26 @@ def port_value(operation: op.PutPort, held: bytes | None = None) -> bytes:
         gateways=operation.gateways,
         limits=operation.limits,
         flows=flows,
+        names=names,
     )
+
+
+def proxy_look_ups(switch: Switch, ports: Iterable[Port]) -> None:
+    """Has look-ups of these ports, and of no others, pass the host's stack to resolvers that are ports, too.
+
+    There they are steered (node/steer.py). Whose, policy says and not the record: recovery leaves it alone.
+    """
+    table = switch.maps["pw_ports"]
+    proxied = {port_key(port.rep_ifindex): values.port_key(port.port_id) for port in ports}
+    for key, value in list(table.items()):
+        mine = proxied.get(key)
+        names = mine is not None and value.startswith(mine)
+        if names == bool(PwPort.unpack(value).flags & PwPortFlag.PF_NAMES):
+            continue
+        held = table.lookup(key)  # anew, for the count that is in it
+        if held is not None:
+            entry = PwPort.unpack(held)
+            table.update(key, entry._replace(flags=entry.flags ^ PwPortFlag.PF_NAMES).pack())
 
 
 def target_value(operation: op.PutTargets, ifindex: int) -> bytes:
@@ -85,7 +109,10 @@ class Entries:
         return all(value.startswith(mine) for value in (held, *targets))
 
     def agree(self, port: Port) -> bool:
-        """Whether every value is what the record says; of a limit its rate and burst."""
+        """Whether every value is what the record says; of a limit its rate and burst.
+
+        Whether look-ups are proxied is not on record, and not compared.
+        """
         entry = veth.entry(port)
         held = self._ports.get(port_key(port.rep_ifindex))
         if held != port_value(entry, held):

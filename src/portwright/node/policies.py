@@ -8,7 +8,6 @@ knows it.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -17,32 +16,24 @@ import msgspec
 
 from portwright.domains.ledger import Entry, table_of
 from portwright.domains.names import asked, foreign, names_of, naming
-from portwright.kernel.bpf import Map, features
+from portwright.kernel.bpf import features
 from portwright.model.errors import InvalidInput, NotFound
 from portwright.model.network import Isolation, Network
 from portwright.model.port import Port, PortState
 from portwright.node import generations
 from portwright.node.endpoints import identity, snapshot_of
+from portwright.node.enforcement import DataPath, Enforcement
 from portwright.node.faults import Faults
 from portwright.node.folder import FolderState, forgotten, is_inside
-from portwright.policy.compile import compile_policies, recompile
-from portwright.policy.difference import CellKey, Remains, diff
 from portwright.policy.explain import explain
 from portwright.policy.isolation import with_isolation
 from portwright.policy.lint import Lint
 from portwright.policy.manifests.read import Manifests, read
+from portwright.policy.manifests.shelf import Shelf
 from portwright.policy.resolve import traits_of
 from portwright.policy.rules import Direction, EndpointKind, Flow, Policy, PolicySet, Snapshot
 from portwright.policy.staged import chosen, staged
 from portwright.policy.tables import Compiled, Size, lookup
-
-
-class DataPath(Protocol):
-    """What is needed of a switch."""
-
-    @property
-    def maps(self) -> Mapping[str, Map]:
-        """By name in the source."""
 
 
 class Record(Protocol):
@@ -92,8 +83,10 @@ class Policies:
         """Reads the manifests on record; nothing is put in force yet."""
         self._store = store
         self._faults = faults
-        self._switches = switches
-        self._manifests = read(store.manifests())
+        self._enforcement = Enforcement(switches, faults)
+        #: of the files on record, which are read again whenever one of them changes
+        self._shelf = Shelf()
+        self._manifests = read(store.manifests(), shelf=self._shelf)
         self._isolation = self._isolating()
         #: kept by whoever follows the folder (:mod:`portwright.node.follow`)
         self.folder = FolderState(error=forgotten(store.watched_manifests()))
@@ -103,11 +96,6 @@ class Policies:
         self._naming: tuple[Manifests | None, tuple[Policy, ...]] = None, ()
         #: called when other policies, or others' labels, are in force
         self.changed: Callable[[], None] = _nobody_asked
-        self.compiled: Compiled | None = None
-        #: The generation, by data path, of which the tables are those of ``compiled``.
-        self._installed: dict[int, int] = {}
-        #: What changes of the present generation left behind in its tables.
-        self._remains = Remains()
 
     # -- what users ask for ----------------------------------------------------------------------
 
@@ -161,12 +149,13 @@ class Policies:
     def current(self) -> Applied:
         """What is in force."""
         snapshot = self._snapshot(self._manifests)
-        compiled = self.compiled or self._compile(self._manifests, snapshot)
+        compiled = self._enforcement.compiled or self._compile(self._manifests, snapshot)
         return _applied(dict(self._store.manifests()), self._manifests, compiled)
 
     def rule_title(self, number: int) -> str:
         """What a rule's number in a drop event stands for, as ``NetworkPolicy shop/web ingress[0]``."""
-        rule = self.compiled.rules.get(number) if self.compiled is not None else None
+        compiled = self._enforcement.compiled
+        rule = compiled.rules.get(number) if compiled is not None else None
         return f"rule {number}" if rule is None else rule.title
 
     def explain(self, flow: Flow) -> str:
@@ -177,8 +166,9 @@ class Policies:
         return str(explain(with_isolation(self._manifests.policy_set, snapshot), snapshot, flow))
 
     def _change(self, wanted: dict[str, str], watched: Collection[str], *, dry_run: bool = False) -> Applied:
-        gc.unfreeze()
-        manifests = read(sorted(wanted.items()))
+        if not dry_run:
+            self._enforcement.thaw()
+        manifests = read(sorted(wanted.items()), shelf=self._shelf)
         _refuse_what_is_not_enforced(manifests)
         compiled = self._compile(manifests, self._snapshot(manifests))
         if not dry_run:
@@ -205,7 +195,7 @@ class Policies:
         if self._active:
             self._sync()
         else:
-            self._withdraw()
+            self._enforcement.withdraw()
         self._faults.stage = before
 
     def admit(self, switch: DataPath, port: Port) -> None:
@@ -253,10 +243,14 @@ class Policies:
 
     def allows(self, flow: Flow) -> bool:
         """Whether both sides' policies in force let a flow pass."""
-        return self.compiled is None or lookup(self.compiled, flow).allowed
+        compiled = self._enforcement.compiled
+        return compiled is None or lookup(compiled, flow).allowed
 
     def judge(self) -> None:
-        """Raises PolicyTooLarge if what is on record now could not be put in force; changes nothing."""
+        """Raises InvalidInput or PolicyTooLarge if what is on record now could not be put in force.
+
+        Changes nothing.
+        """
         if self._active:
             self._compile(self._manifests, self._snapshot(self._manifests))
 
@@ -268,7 +262,7 @@ class Policies:
         if self._active:
             self._sync()
         else:
-            self._withdraw()
+            self._enforcement.withdraw()
         self._isolation = now  # last: after a failure the next change tries again
 
     def _isolating(self) -> dict[str, Isolation]:
@@ -284,49 +278,13 @@ class Policies:
         self._install(self._compile(self._manifests, self._snapshot(self._manifests, port, without)))
 
     def _compile(self, manifests: Manifests, snapshot: Snapshot) -> Compiled:
-        """Numbered as before where it means the same, so that events of the moment keep their rules."""
-        policies = with_isolation(manifests.policy_set, snapshot)
-        if self.compiled is None:
-            return compile_policies(policies, snapshot)
-        return recompile(self.compiled, policies, snapshot)
+        return self._enforcement.compile(with_isolation(manifests.policy_set, snapshot), snapshot)
 
     def _install(self, compiled: Compiled) -> None:
-        if not self._active:
-            self._withdraw()
-            return
-        change = diff(self.compiled, compiled) if self.compiled is not None else None
-        installed, self._installed = self._installed, {}  # of a failure half way nothing is known
-        remains: tuple[CellKey, ...] | None = None
-        if change is not None and self._remains.hinder(change):
-            remains, self._remains = tuple(self._remains.cells), Remains()
-        entries: generations.Entries | None = None
-        done: dict[int, int] = {}
-        for cookie, switch in list(self._switches.items()):
-            number: int | None = None
-            known = installed.get(cookie, 0)
-            if change is not None and change.atomic and known and known == generations.in_force(switch.maps):
-                number = generations.amend(
-                    switch.maps, change, compiled.rules, remains=remains, faults=self._faults
-                )
-            if number is None:
-                entries = entries or generations.entries_of(compiled)
-                number = generations.install(switch.maps, entries, self._faults)
-            done[cookie] = number
-        if change is None or not change.atomic:
-            self._remains = Remains()
+        if self._active:
+            self._enforcement.put(compiled)
         else:
-            self._remains.add(change)
-        self.compiled, self._installed = compiled, done
-        # A hundred thousand objects of which the next change makes few others: else every few changes the
-        # collector looks through all of them, for longer than a change takes.
-        gc.freeze()
-
-    def _withdraw(self) -> None:
-        for switch in list(self._switches.values()):
-            if generations.in_force(switch.maps):
-                generations.withdraw(switch.maps, self._faults)
-        self.compiled = None
-        self._installed, self._remains = {}, Remains()
+            self._enforcement.withdraw()
 
     # -- the world -------------------------------------------------------------------------------
 

@@ -14,16 +14,16 @@ that the difference is as small as the change.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from portwright.model.errors import InvalidInput
 from portwright.policy.classes import ROOTS, LabelIndex, Places
 from portwright.policy.engine import tiers_in_order
 from portwright.policy.limits import check_tables, too_many_cells, too_many_intervals
-from portwright.policy.names import RuleKey, RuleNames
-from portwright.policy.numbers import Numbers
+from portwright.policy.memory import Asker, Built, Memory, SetKey
+from portwright.policy.names import RuleNames
 from portwright.policy.ranges import Ranges, intersect
-from portwright.policy.resolve import Own, Resolution, Resolved, Resolver, Term, Traits, own_of, traits_of
+from portwright.policy.resolve import Own, Resolved, Resolver, Term, Traits, own_of, traits_of
 from portwright.policy.rules import (
     Action,
     Direction,
@@ -36,7 +36,6 @@ from portwright.policy.rules import (
 from portwright.policy.selection import Selected, Selection, is_enforced, is_for_hosts, is_workload, peers_of
 from portwright.policy.sets import RuleList, TierRules, TooManyIntervals
 from portwright.policy.tables import (
-    FIRST_RULE,
     MAX_CELLS,
     AddressEntry,
     Compiled,
@@ -45,42 +44,8 @@ from portwright.policy.tables import (
     Size,
 )
 
-#: Per tier: its default's rule number, whether it denies, and the numbers of its policies' resolved rules.
-_SetKey: TypeAlias = tuple[tuple[int, bool, tuple[int, ...]], ...]
-#: The numbers of the terms that are true of an address, ascending.
-_ClassKey: TypeAlias = tuple[int, ...]
-#: A policy by its identity, in one direction, and an own address that it selects.
-_Asker: TypeAlias = tuple[int, Direction, Own]
-_TraitsOf: TypeAlias = dict[tuple[int, Direction], Traits]
 #: Counting of cells ends here: enough to name who is to blame.
 _COUNTED = 4 * MAX_CELLS
-
-
-class _Built(NamedTuple):
-    """A set, the rule list that it is of, and how many cells it has."""
-
-    rules: RuleList
-    table: SetTable
-    cells: int
-
-
-class Memory:
-    """The numbers of a generation, by what they mean, and its sets: what the next one keeps."""
-
-    def __init__(self, policies: PolicySet, old: Memory | None, *, keep_sets: bool = True) -> None:
-        self.rules: Numbers[RuleKey] = Numbers(FIRST_RULE, old.rules if old else None, dense=False)
-        self.terms: Numbers[Term] = Numbers(1, old.terms if old else None, dense=False)
-        self.lists: Numbers[tuple[Resolved, ...]] = Numbers(1, old.lists if old else None, dense=False)
-        self.owners: Numbers[tuple[str, int]] = Numbers(1, old.owners if old else None, dense=False)
-        self.classes: Numbers[_ClassKey] = Numbers(1, old.classes if old else None, dense=True)
-        self.sets: Numbers[_SetKey] = Numbers(1, old.sets if old else None, dense=True, keep=keep_sets)
-        self.built: dict[_SetKey, _Built] = {}
-        #: The policies, what they ask, and what they are to the addresses that they select, by identity.
-        self.policies = policies
-        same = old if old is not None and old.policies is policies else None
-        self.traits: _TraitsOf = same.traits if same else {}
-        self.resolutions_before: dict[_Asker, Resolution] = same.resolutions if same else {}
-        self.resolutions: dict[_Asker, Resolution] = {}
 
 
 def compile_policies(policies: PolicySet, snapshot: Snapshot) -> Compiled:
@@ -150,10 +115,10 @@ class _Compilation:
         self.names = RuleNames(self.memory.rules)
         self.resolver = Resolver(self.places, self.names.of_rule, self.memory.terms.of)
         self.lists: dict[int, tuple[Resolved, ...]] = {}
-        self._resolved: dict[_Asker, int] = {}
+        self._resolved: dict[Asker, int] = {}
         self._sets: dict[tuple[int, Direction, Own], int] = {}
         self._together: dict[tuple[int, Direction], Traits] = {}
-        self.rule_lists: dict[_SetKey, RuleList] = {}
+        self.rule_lists: dict[SetKey, RuleList] = {}
 
     def run(self) -> Compiled:
         """The whole of it, in the order of the module's picture."""
@@ -234,7 +199,7 @@ class _Compilation:
         known = self._sets.get(key_of_own)
         if known is not None:
             return known
-        key: _SetKey = tuple(
+        key: SetKey = tuple(
             (
                 self.names.of_default(tier, direction, policies),
                 tier.default is Action.DENY,
@@ -274,7 +239,7 @@ class _Compilation:
         self.lists[known] = found.rules
         return known
 
-    def _rule_list(self, key: _SetKey) -> RuleList:
+    def _rule_list(self, key: SetKey) -> RuleList:
         before = self.built_before.get(key)
         if before is not None:
             return before.rules
@@ -384,15 +349,15 @@ class _Compilation:
         return out, total
 
 
-def _fresh(rule_list: RuleList, classes: _Classes) -> _Built:
+def _fresh(rule_list: RuleList, classes: _Classes) -> Built:
     defaults, columns = rule_list.columns(rule_list.hits(classes.of_term), classes.every, None)
     table = SetTable(
         starts=rule_list.starts, port_classes=rule_list.port_classes, defaults=defaults, columns=columns
     )
-    return _Built(rule_list, table, sum(map(len, columns.values())))
+    return Built(rule_list, table, sum(map(len, columns.values())))
 
 
-def _carried(built: _Built, classes: _Classes, gone: set[int]) -> _Built:
+def _carried(built: Built, classes: _Classes, gone: set[int]) -> Built:
     """A set that was: cells of classes that were stand, those that are gone go, new classes get theirs."""
     rule_list, table, cells = built
     _, new = rule_list.columns(rule_list.hits(classes.new_of_term), classes.new, table.defaults)
@@ -406,4 +371,4 @@ def _carried(built: _Built, classes: _Classes, gone: set[int]) -> _Built:
     changed = SetTable(
         starts=table.starts, port_classes=table.port_classes, defaults=table.defaults, columns=columns
     )
-    return _Built(rule_list, changed, cells + sum(map(len, new.values())))
+    return Built(rule_list, changed, cells + sum(map(len, new.values())))

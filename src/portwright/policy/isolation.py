@@ -3,7 +3,7 @@
 ``open`` is Kubernetes': it passes. ``tenant`` and ``strict`` are rules like all others, of policies that
 nobody wrote, in a tier after all tiers; so the engine, the tables and the explanations need to know nothing
 of them. Whom they hold for is told by labels with a colon in their key, which no manifest can name; a port's
-own labels under the prefix are lost.
+own labels with one are lost (manifests/cluster.py).
 
 An endpoint has one set of labels, and its addresses may be of several networks. Then the label's value names
 the addresses, and the rules ask for them as the own side's: each address obeys its own network.

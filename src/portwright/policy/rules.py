@@ -107,7 +107,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     - ``not_selector``: and of none of which this is true; an address of no endpoint passes it.
     - ``nets``: it lies in one of these; ``not_nets``: and in none of these.
     - ``nodes``: it is a node's, of whose labels this is true.
-    - ``domains``: it is what one of these names resolved to, for this endpoint, and still is (its TTL).
+    - ``domains``: it is what one of these names resolved to, and still is (its TTL, or a connection to it):
+      for any endpoint of this node whose rules have that same name, not for who asked alone (docs/policy.md).
       ``*.example.com`` is one label or more before it, never the apex.
     """
 

@@ -6,13 +6,13 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import combinations
 from typing import Any, Final
 
 import msgspec
 
 from portwright.policy.labels import Expr
 from portwright.policy.lints.entry import KUBERNETES, PROTOCOL_NAMES, SIDES, Entry, Lint, field_of, rules_of
+from portwright.policy.lints.index import Blocks, Covering, Services, Subjects, places
 from portwright.policy.population import Population, covers, describe, may_overlap
 from portwright.policy.rules import (
     ADMIN,
@@ -64,13 +64,16 @@ class _Served:
             and any(_allows_dns(rule, protocol) for rule in entry.policy.egress or ())
         }
         self.selected = world.any_of(self.subjects)
+        self.covering = Covering(self.subjects)
 
     def includes(self, subject: Expr) -> bool:
         """Whether all of these may; where there are none of them now, whether all that come will."""
         selected = self.world.of(subject)
         if selected:
             return not selected & ~self.selected
-        return subject in self.subjects or any(covers(wide, subject) for wide in self.subjects)
+        return subject in self.subjects or any(
+            covers(wide, subject) for wide in self.covering.candidates(subject)
+        )
 
 
 def _allows_dns(rule: Rule, protocol: int) -> bool:
@@ -98,11 +101,15 @@ def whose_names(entries: Sequence[Entry], world: Population) -> Iterator[Lint]:
         for rule in entry.policy.egress or ()
         if _anybody(rule) and (_allows_dns(rule, UDP) or _allows_dns(rule, TCP))
     }
+    subjects = list(asking)
+    among = Subjects(subjects, world)
     for entry in entries:
+        subject = entry.policy.subject
         for rule in entry.policy.egress or ():
             if not any(peer.domains for peer in rule.peers or ()):
                 continue
-            opening = next((asking[s] for s in asking if _may_share(entry.policy.subject, s, world)), None)
+            near = (subjects[place] for place in places(among.meeting(subject)))
+            opening = next((asking[other] for other in near if _may_share(subject, other, world)), None)
             if opening is not None:
                 yield entry.lint(
                     field_of(entry, rule),
@@ -141,17 +148,10 @@ class _Opening(msgspec.Struct, frozen=True):
 
 def excepts(entries: Sequence[Entry], world: Population) -> Iterator[Lint]:
     """Addresses that one ipBlock leaves out and another rule for the same pods lets in all the same."""
-    openings = _openings(entries, world)
-    of_peer: dict[Peer, list[_Opening]] = defaultdict(list)
-    for opening in openings:
-        of_peer[opening.peer].append(opening)
-    over: dict[str, list[_Opening]] = {}
-    for hole in openings:
+    openings = _Openings(_openings(entries, world), world)
+    for hole in openings.all:
         for place, net in enumerate(hole.peer.not_nets):
-            if net not in over:
-                # Few nets are left out, by however many policies: look once for those that let each in.
-                over[net] = [one for peer, found in of_peer.items() if _lets_in(peer, net) for one in found]
-            for other in over[net]:
+            for other in openings.near(hole, net):
                 if other.peer is not hole.peer and _same_packet(hole, other, world):
                     number = (hole.rule.peers or ()).index(hole.peer)
                     yield hole.entry.lint(
@@ -164,6 +164,46 @@ def excepts(entries: Sequence[Entry], world: Population) -> Iterator[Lint]:
                         "Leave it out there too: an except takes nothing from other rules.",
                     )
                     break
+
+
+class _Openings:
+    """All openings, and which of them are worth a look for an address that one leaves out."""
+
+    def __init__(self, openings: list[_Opening], world: Population) -> None:
+        of_peer: dict[Peer, list[_Opening]] = defaultdict(list)
+        for opening in openings:
+            of_peer[opening.peer].append(opening)
+        self.all = openings
+        self._by_peer = [opening for found in of_peer.values() for opening in found]
+        self._peers = list(of_peer)
+        self._of_peer: list[int] = []  # which openings are this peer's
+        self._of_entry: dict[int, int] = defaultdict(int)
+        self._of_direction: dict[Direction, int] = defaultdict(int)
+        begin = 0
+        for found in of_peer.values():
+            self._of_peer.append(((1 << len(found)) - 1) << begin)
+            begin += len(found)
+        for place, opening in enumerate(self._by_peer):
+            self._of_entry[id(opening.entry)] |= 1 << place
+            self._of_direction[opening.direction] |= 1 << place
+        self._blocks = Blocks(self._peers)
+        self._subjects = Subjects([opening.entry.policy.subject for opening in self._by_peer], world)
+        self._services = Services([opening.rule for opening in self._by_peer])
+        self._over: dict[str, int] = {}
+
+    def near(self, hole: _Opening, net: str) -> Iterator[_Opening]:
+        """Openings that let ``net`` in, of all those that may be about a packet of the hole's rule."""
+        if net not in self._over:
+            # Few nets are left out, by however many policies: look once for those that let each in.
+            self._over[net] = 0
+            for place in places(self._blocks.overlapping(net)):
+                if _lets_in(self._peers[place], net):
+                    self._over[net] |= self._of_peer[place]
+        same = self._subjects.meeting(hole.entry.policy.subject) | self._of_entry[id(hole.entry)]
+        bits = self._over[net] & self._of_direction[hole.direction] & same
+        if bits:
+            bits &= self._services.meeting(hole.rule)
+        return (self._by_peer[place] for place in places(bits))
 
 
 def _openings(entries: Sequence[Entry], world: Population) -> list[_Opening]:
@@ -239,7 +279,7 @@ def equal_priorities(entries: Sequence[Entry], world: Population) -> Iterator[Li
             equal[entry.policy.tier, entry.policy.order].append(entry)
     for (tier, order), group in sorted(equal.items(), key=lambda item: item[0]):
         ordered = sorted(group, key=lambda entry: (entry.policy.namespace, entry.policy.name))
-        for first, second in combinations(ordered, 2):
+        for first, second in _near_pairs(ordered, world):
             ways = [way for way in Direction if first.policy.rules(way) and second.policy.rules(way)]
             if ways and _together(first.policy, second.policy, world):
                 yield second.lint(
@@ -250,6 +290,15 @@ def equal_priorities(entries: Sequence[Entry], world: Population) -> Iterator[Li
                     f"{first.policy.title} first, elsewhere it is open",
                     "Give one of them another priority.",
                 )
+
+
+def _near_pairs(entries: Sequence[Entry], world: Population) -> Iterator[tuple[Entry, Entry]]:
+    """All pairs that may be together, each in its order."""
+    subjects = Subjects([entry.policy.subject for entry in entries], world)
+    for place, first in enumerate(entries):
+        later = subjects.meeting(first.policy.subject) >> place + 1 << place + 1
+        for other in places(later):
+            yield first, entries[other]
 
 
 def _together(left: Policy, right: Policy, world: Population) -> bool:

@@ -37,7 +37,7 @@ MAX_SET: Final = 100_000
 def network_set(document: Document, context: Context) -> Converted:
     """A NetworkSet: nets with labels of their own and of their namespace."""
     namespace = context.namespace_of(document)
-    of_namespace = {**context.namespaces.get(namespace, {}), NAMESPACE_NAME: namespace}
+    of_namespace = {**context.namespace_labels, NAMESPACE_NAME: namespace}
     labels = {
         **_labels(document),
         CALICO_NAMESPACE: namespace,

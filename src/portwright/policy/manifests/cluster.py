@@ -54,9 +54,10 @@ def workload_labels(
 ) -> dict[str, str]:
     """The effective labels of a workload (see :mod:`portwright.policy.labels`).
 
-    What is implied cannot be claimed: a workload's own labels under the implied keys are lost.
+    What is implied cannot be claimed: a workload's own labels under the implied keys are lost, and all with a
+    colon, which no manifest has, but a port may have.
     """
-    found = {key: value for key, value in labels.items() if key != CALICO_SERVICE_ACCOUNT}
+    found = {key: value for key, value in labels.items() if ":" not in key and key != CALICO_SERVICE_ACCOUNT}
     found |= {CALICO_NAMESPACE: namespace, CALICO_ORCHESTRATOR: "k8s"}
     of_namespace = {**namespace_labels, NAMESPACE_NAME: namespace, CALICO_NAME: namespace}
     found |= _under(NAMESPACE_PREFIX, of_namespace)

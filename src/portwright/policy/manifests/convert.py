@@ -20,14 +20,13 @@ ON_CHANGE: Final = "portwright.dev/on-change"
 
 
 class Context(msgspec.Struct, frozen=True):
-    """The world as the other manifests give it.
+    """What the other manifests say of the world of one document, and all that a converter sees of them.
 
-    ``namespaces``: their labels by name, one for each namespace that any document names; among them
-    ``kubernetes.io/metadata.name`` and Calico's ``projectcalico.org/name``. ``default_namespace``: where an
-    object is that names none.
+    ``namespace_labels``: those of the document's namespace, among them Calico's ``projectcalico.org/name``;
+    of an object that has no namespace, none. ``default_namespace``: where an object is that names none.
     """
 
-    namespaces: dict[str, dict[str, str]]
+    namespace_labels: dict[str, str]
     default_namespace: str = "default"
 
     def namespace_of(self, document: Document) -> str:

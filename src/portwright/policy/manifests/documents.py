@@ -62,8 +62,11 @@ _NAME = _Form(
 _NAMESPACE = _Form(re.compile(_WORD), 63, "my-team", "a-z, 0-9 and - between letters or digits")
 
 
-class Node(msgspec.Struct):
-    """A value with the lines of what is in it. ``below``: the same for its fields or items."""
+class Node(msgspec.Struct, gc=False):
+    """A value with the lines of what is in it. ``below``: the same for its fields or items.
+
+    A tree and never a ring, since an alias is of what is finished: the collector need not walk through it.
+    """
 
     value: Any
     line: int

@@ -16,8 +16,9 @@ from portwright.policy.labels import NAMESPACE_NAME
 from portwright.policy.lint import Entry, Lint, lint
 from portwright.policy.manifests import admin, calico, cluster, kubernetes
 from portwright.policy.manifests.convert import Context, Converted, Converter
-from portwright.policy.manifests.documents import Document, parse, steps
+from portwright.policy.manifests.documents import Document, steps
 from portwright.policy.manifests.fields import metadata_labels
+from portwright.policy.manifests.shelf import Shelf
 from portwright.policy.rules import BUILT_IN_TIERS, Endpoint, Policy, PolicySet, Snapshot, Tier
 
 DEFAULT_NAMESPACE: Final = "default"
@@ -49,15 +50,20 @@ class Manifests(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[Lint, ...] = ()
 
 
-def read(files: Iterable[tuple[str, str]], known: Iterable[Endpoint] = ()) -> Manifests:
+def read(
+    files: Iterable[tuple[str, str]], known: Iterable[Endpoint] = (), *, shelf: Shelf | None = None
+) -> Manifests:
     """The manifests in these texts, each with its file's name.
 
     ``known``: endpoints beside those of the manifests (live ports), whom the warnings count as there; the
-    result's snapshot is without them.
+    result's snapshot is without them. ``shelf``: what is kept of these files from one time to the next.
 
     Raises InvalidInput, its field ``file:line: Kind name: path``, for the first thing that can't be honoured.
     """
-    documents = [document for name, text in files for document in parse(text, name)]
+    files = list(files)
+    shelf = shelf or Shelf(0)
+    shelf.keep({name for name, _ in files})
+    documents = [document for name, text in files for document in shelf.documents(text, name)]
     for document in documents:
         _known(document)
     _unique(documents)
@@ -71,11 +77,7 @@ def read(files: Iterable[tuple[str, str]], known: Iterable[Endpoint] = ()) -> Ma
     _no_shared_address(of_kind["Pod"], endpoints)
     endpoints += [_told(document, cluster.node) for document in of_kind["Node"]]
     implied = {name: {**labels, cluster.CALICO_NAME: name} for name, labels in world.namespaces.items()}
-    context = Context(implied, DEFAULT_NAMESPACE)
-    converted = [
-        (document, _told(document, lambda d: _CONVERTERS[d.api_version, d.kind](d, context)))
-        for document in policies
-    ]
+    converted = [(document, _converted(document, implied, shelf)) for document in policies]
     for _, part in converted:
         endpoints += part.endpoints
     tiers = _tiers(converted)
@@ -123,6 +125,14 @@ def _told(document: Document, convert: Callable[[Document], Result]) -> Result:
         return convert(document)
     except InvalidInput as error:
         raise _at(document, error.field, error.value, error.why) from error
+
+
+def _converted(document: Document, namespaces: dict[str, dict[str, str]], shelf: Shelf) -> Converted:
+    """What a policy, a tier or a set becomes; of the other manifests, its namespace's labels alone matter."""
+    of_namespace = {} if _cluster_wide(document) else namespaces[document.namespace or DEFAULT_NAMESPACE]
+    context = Context(of_namespace, DEFAULT_NAMESPACE)
+    convert = _CONVERTERS[document.api_version, document.kind]
+    return shelf.converted(document, context, lambda: _told(document, lambda d: convert(d, context)))
 
 
 def _group(document: Document) -> str:
