@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from portwright.kernel import rtnl
+from portwright.kernel.bpf import features
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.kernel.netns import entered
 from tests.conformance.kit.netns import Netns
@@ -164,6 +165,11 @@ def hosts(*names: str) -> Iterator[dict[str, Host]]:
             stack.callback(host.close)
             made[name] = host
         yield made
+
+
+def able(*names: str) -> tuple[str, ...]:
+    """The contenders that this kernel can have."""
+    return tuple(name for name in names if name != OURS_TCX or features.probe("tcx").supported)
 
 
 def conflist(name: str, host: Host, *, chained: bool = False) -> Json:

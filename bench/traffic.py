@@ -23,25 +23,26 @@ from bench.lab import (
     PTP,
     VETH,
     Sandbox,
+    able,
     hosts,
     pair,
 )
 from tests.conformance.kit.netns import NSENTER
 
-CONTENDERS = (VETH, OURS, OURS_TCX, BRIDGE, PTP, MACVLAN, BRIDGE_BY_HAND)
+_CONTENDERS = (VETH, OURS, OURS_TCX, BRIDGE, PTP, MACVLAN, BRIDGE_BY_HAND)
 _STREAM_PORT = 5299
 CPUS = ("0", "1")  # client and server: fixed, so that the scheduler's choice is not what differs
 
 
 def stream(rounds: int, megabytes: int) -> Part:
     """One TCP stream (iperf3) of ``megabytes`` a round, and the CPU it takes on both sides."""
-    speed: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    cost: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     with _pairs() as pairs, contextlib.ExitStack() as stack:
-        for name in CONTENDERS:
-            stack.enter_context(iperf_server(pairs[name][1]))
+        speed: dict[str, list[float]] = {name: [] for name in pairs}
+        cost: dict[str, list[float]] = {name: [] for name in pairs}
+        for _, server, _ in pairs.values():
+            stack.enter_context(iperf_server(server))
         for turn in range(rounds):
-            for name in turned(CONTENDERS, turn):
+            for name in turned(tuple(pairs), turn):
                 a, _, address = pairs[name]
                 gbits, cpu = iperf(a, address, megabytes)
                 speed[name].append(gbits)
@@ -70,10 +71,10 @@ def latency(rounds: int, milliseconds: int) -> Part:
     goals: list[Goal] = []
     with _pairs() as pairs, compiled("rr") as program:
         for proto in ("TCP", "UDP"):
-            rate: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-            p99: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+            rate: dict[str, list[float]] = {name: [] for name in pairs}
+            p99: dict[str, list[float]] = {name: [] for name in pairs}
             for turn in range(rounds):
-                for name in turned(CONTENDERS, turn):
+                for name in turned(tuple(pairs), turn):
                     a, b, address = pairs[name]
                     found = answer(
                         [program, a.path, b.path, address, proto.lower(), str(milliseconds), *CPUS]
@@ -99,7 +100,7 @@ def turned(contenders: tuple[str, ...], turn: int) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _pairs() -> Iterator[dict[str, tuple[Sandbox, Sandbox, str]]]:
-    with hosts(*CONTENDERS) as made:
+    with hosts(*able(*_CONTENDERS)) as made:
         yield {name: pair(name, host) for name, host in made.items()}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from bench.figures import Goal, Part, Series, at_most
-from bench.lab import BRIDGE, MACVLAN, OURS, OURS_TCX, PTP, Host, Sandbox, conflist, hosts
+from bench.lab import BRIDGE, MACVLAN, OURS, OURS_TCX, PTP, Host, Sandbox, able, conflist, hosts
 from tests.conformance.kit.plugin import Json
 
 _CHAIN = f"{BRIDGE} chain"
@@ -29,7 +29,7 @@ def verbs(rounds: int, chain_rounds: int, churn: int) -> Part:
     """Plain ADD and DEL; the same with masquerading, a port mapping and limits; and churn."""
     series: list[Series] = []
     goals: list[Goal] = []
-    contenders: tuple[str, ...] = (BRIDGE, OURS, OURS_TCX, PTP, MACVLAN)
+    contenders = able(BRIDGE, OURS, OURS_TCX, PTP, MACVLAN)
     with hosts(*contenders) as made:
         add, delete = _timed(made, contenders, rounds, chained=False)
         series += [
@@ -48,7 +48,7 @@ def verbs(rounds: int, chain_rounds: int, churn: int) -> Part:
                 "churn", "ms per ADD + DEL", pairs, "less", "one ADD + DEL after the other, without a pause"
             )
         )
-    contenders = (BRIDGE, OURS, OURS_TCX)
+    contenders = able(BRIDGE, OURS, OURS_TCX)
     with hosts(*contenders) as made:
         add, delete = _timed(made, contenders, chain_rounds, chained=True)
         what = "bridge with ipMasq, portmap, bandwidth; ours with masquerade and both capabilities"

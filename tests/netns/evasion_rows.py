@@ -6,6 +6,7 @@ A row is a generator: it is asked for its next frame when the one before has met
 from __future__ import annotations
 
 import ipaddress
+import platform
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -406,6 +407,10 @@ def _zero(c: Cast) -> Iterator[Sent]:
     yield c.says("web", 80, "arrives", sport=0)
 
 
+#: A socket can hand over UDP's super-packets since Linux 6.2 (VIRTIO_NET_HDR_GSO_UDP_L4).
+_UDP_SEGMENTS = tuple(int(part) for part in platform.release().split(".")[:2]) >= (6, 2)
+
+
 @row("super-packets")
 def _super(c: Cast) -> Iterator[Sent]:
     head = 54 if c.version == 4 else 74
@@ -414,6 +419,8 @@ def _super(c: Cast) -> Iterator[Sent]:
         packet = c.packet(to, TCP, segment)
         tcp = vnet(1 if c.version == 4 else 4, head, 1000, head - 20, 16)
         yield Sent("evil", to, c.framed("evil", packet), fate, header=tcp, packets=3)
+        if not _UDP_SEGMENTS:
+            continue
         packet = c.packet(to, UDP, c.udp(to, port, data=bytes(3000)))
         udp = vnet(5, head - 12, 1000, head - 20, 6)
         yield Sent("evil", to, c.framed("evil", packet), fate, header=udp, packets=3)
