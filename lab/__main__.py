@@ -77,6 +77,11 @@ def run_all(chosen: Sequence[kernels.Kernel], pytest_args: Sequence[str], limit:
         show = shower(f"{kernel.name:<5}" if len(chosen) > 1 else "")
         show(f"lab: booting {kernel.release}\n")
         outcome = boot.run(kernel, pytest_args, limit=limit, show=show, stop=stop)
+        if not outcome.began and not stop.is_set():
+            # Debian's kernel now and then dies under emulation while it patches itself at boot.
+            show(f"{outcome}\nlab: it died before any test; once more\n")
+            left = limit - outcome.seconds
+            outcome = boot.run(kernel, pytest_args, limit=left, show=show, stop=stop)
         show(f"{outcome}\n")
         return outcome
 

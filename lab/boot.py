@@ -64,6 +64,8 @@ class Outcome:
     """Why there is no status, or no test; empty otherwise."""
     kept: Path | None = None
     """The run's folder (output, console, junit.xml), kept because it failed."""
+    began: bool = True
+    """Whether pytest said anything: a guest that died before is no verdict on any test."""
 
     @property
     def ok(self) -> bool:
@@ -250,7 +252,10 @@ def _outcome(kernel: Kernel, folder: Path, seconds: float, over_limit: float | N
     if status == NO_TESTS:
         problem = "no test was run"
     ok = status == 0 and not problem
-    return Outcome(kernel, status, passed, failed, skipped, seconds, problem, None if ok else folder)
+    kept = None if ok else folder
+    output = folder / "output"
+    began = over_limit is not None or (output.exists() and output.stat().st_size > 0)
+    return Outcome(kernel, status, passed, failed, skipped, seconds, problem, kept, began)
 
 
 def last_words(console: str) -> list[str]:

@@ -96,6 +96,27 @@ def test_kernels_run_at_the_same_time(
     assert {"6.1  a", "6.1  b", "6.12 a", "6.12 b"} < set(lines)
 
 
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+def test_a_guest_that_dies_before_its_tests_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    """Once, in the time that is left; and never after pytest began, whatever became of it then."""
+    limits: list[float] = []
+
+    def run(kernel: kernels.Kernel, arguments: object, *, limit: float, **more: object) -> boot.Outcome:
+        limits.append(limit)
+        if len(limits) <= deaths:
+            return boot.Outcome(kernel, None, seconds=30, problem="the guest died", began=False)
+        return boot.Outcome(kernel, 1, failed=1)
+
+    monkeypatch.setattr(boot, "run", run)
+    (outcome,) = run_all([kernels.Kernel("6.1", "6.1.0", Path("/nowhere"))], [], 100)
+
+    assert limits == [100, 70][: 1 + min(deaths, 1)]
+    assert outcome.began is (deaths < 2)
+    assert not outcome.ok
+
+
 @pytest.mark.parametrize("broken", ["6.1", "6.12"])
 def test_a_kernel_that_can_not_start_stops_the_others(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """A LabError of one kernel is raised at once, and the other's guest is told to end."""
