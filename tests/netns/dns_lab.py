@@ -150,6 +150,15 @@ def said(answer: dns.message.Message) -> list[str]:
     )
 
 
+def nothing_is_steered(host: TestNetns) -> None:
+    """Neither chains nor routing rules nor routes are left of it."""
+    assert "steer" not in host.run(["nft", "list", "ruleset"]).stdout
+    for family in ("-4", "-6"):
+        assert "fwmark" not in host.run(["ip", family, "rule", "show"]).stdout
+        everything = host.run(["ip", family, "route", "show", "table", "all"]).stdout
+        assert "local default" not in everything
+
+
 class Liar:
     """A name server that answers each query with what ``say`` makes of it: any bytes, any number."""
 

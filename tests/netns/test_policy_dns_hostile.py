@@ -15,7 +15,7 @@ import pytest
 
 from portwright.api.errors import ConnectionLost
 from portwright.model.port import PortMapping
-from portwright.node.dns_proxy import MAX_CONNECTIONS, MAX_QUERIES
+from portwright.node.dns_places import MAX_CONNECTIONS, MAX_QUERIES
 from tests.deadline import wait_until
 from tests.faults.cni import Cni
 from tests.fix_daemon import (
@@ -38,6 +38,7 @@ from tests.netns.dns_lab import (
     give_addresses,
     look_ups,
     lying,
+    nothing_is_steered,
     reaches,
     said,
     under_policy,
@@ -264,7 +265,7 @@ def test_a_killed_daemon_cuts_nobody_off(
         assert said(ask(box, "www.shop.example", kind, resolver=resolver, tcp=True)) == [where]
         with daemon.client() as api:
             api.policy_delete(["names.yaml"])
-        _nothing_is_steered(host)
+        nothing_is_steered(host)
         assert look_ups(daemon).startswith("0 addresses")
         assert said(ask(box, "www.shop.example", kind, resolver=resolver)) == [where]
 
@@ -297,7 +298,7 @@ def test_a_kill_in_the_middle_leaves_nothing(
         assert reaches(daemon, box, address(SHOP))
         with daemon.client() as api:
             api.port_delete(box.port.port_id)
-        _nothing_is_steered(host)
+        nothing_is_steered(host)
 
 
 @pytest.mark.parametrize("place", ["", "close:steer"])
@@ -324,12 +325,12 @@ def test_another_namespaces_ports_are_served_there(
         assert said(ask(box, "www.shop.example")) == [address(SHOP)]
         assert reaches(daemon, box, address(SHOP))
     assert "steered" in other.run(["nft", "list", "ruleset"]).stdout
-    _nothing_is_steered(daemon.host)
+    nothing_is_steered(daemon.host)
     cni.delete("c", ns, host=other)
     if place:
         assert daemon.wait() == -9
         daemon.start()
-    _nothing_is_steered(other)
+    nothing_is_steered(other)
 
 
 def test_ports_come_and_go_and_a_flush_is_mended(
@@ -348,7 +349,7 @@ def test_ports_come_and_go_and_a_flush_is_mended(
         for one in (box, third):
             with daemon.client() as api:
                 api.port_set(one.port.port_id, labels={"app": "other"})
-        _nothing_is_steered(host)
+        nothing_is_steered(host)
 
 
 def _steered(host: TestNetns) -> set[str]:
@@ -387,25 +388,19 @@ def test_a_resolver_behind_the_hosts_port_is_held_to_its_policy(
     assert "1 refused" in look_ups(daemon)
 
 
-def test_a_resolver_in_another_sandbox_opens_nothing(
-    daemon: Daemon, sandboxes: SandboxFactory, world: TestNetns
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_resolver_of_a_network_that_is_not_reached(
+    daemon: Daemon, sandboxes: SandboxFactory, tcp: bool
 ) -> None:
-    """Packets between ports pass no proxy: the look-up is answered where policy allows it, and unseen."""
-    give_addresses(world, SHOP)
-    allowed = "  - action: Accept\n    to: [{networks: [10.77.0.0/24]}]\n  - action: Deny"
-    server = sandboxes(labels={"app": "dns"})
+    """The proxy is the host, and would reach it; the sandbox must not: its look-up ends at its own port."""
+    server = sandboxes(network="n2", labels={"app": "dns"})
+    allowed = f"  - action: Accept\n    to: [{{networks: [{server.ip4}/32]}}]\n  - action: Deny"
     box = under_policy(daemon, sandboxes, NAMES.replace("  - action: Deny", allowed))
-    record = f"host-record=www.shop.example,{address(SHOP)},60"
-    with listening(world, 80), dnsmasq(server.ns, record, listen=(server.ip4,)):
-        assert said(ask(box, "www.shop.example", resolver=server.ip4)) == [address(SHOP)]
-        assert not reaches(daemon, box, address(SHOP))
+    with (
+        dnsmasq(server.ns, f"host-record=www.shop.example,{address(SHOP)},60", listen=(server.ip4,)),
+        pytest.raises((dns.exception.Timeout, TimeoutError)),
+    ):
+        ask(box, "www.shop.example", resolver=server.ip4, tcp=tcp, timeout=0.2)
+    with daemon.client() as api:
+        assert [d.reason for d in api.drops(box.port.port_id)] == ["isolation"]
     assert look_ups(daemon) == "0 addresses open by 0 names; no look-ups"
-
-
-def _nothing_is_steered(host: TestNetns) -> None:
-    """Neither chains nor routing rules nor routes are left of it."""
-    assert "steer" not in host.run(["nft", "list", "ruleset"]).stdout
-    for family in ("-4", "-6"):
-        assert "fwmark" not in host.run(["ip", family, "rule", "show"]).stdout
-        everything = host.run(["ip", family, "route", "show", "table", "all"]).stdout
-        assert "local default" not in everything

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from portwright.model.errors import InvalidInput
+from portwright.model.errors import PortwrightError
 from tests.faults.cni import Cni
 from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import TestNetns
@@ -66,7 +66,7 @@ FORGED = {
 
 def test_no_label_of_a_port_is_its_namespaces(daemon: Daemon, sandboxes: SandboxFactory) -> None:
     """A port labelled with everything that policy knows namespaces, accounts and networks by is let in
-    nowhere, whether it is made so or changed; the labels are there, and one that is of the namespace is in."""
+    nowhere, made so or changed so; the labels are there, and a port of the namespace is let in."""
     web = sandboxes(labels={"app": "web"})
     with daemon.client() as api, listening(web.ns, 80):
         api.policy_apply([("trusted.yaml", TRUSTED)])
@@ -164,22 +164,50 @@ spec:
 
 
 def test_labels_that_can_not_be_put_in_force_are_refused(daemon: Daemon, sandboxes: SandboxFactory) -> None:
-    """A label that makes the world one that policy can't be compiled for changes nothing, on record neither;
-    so ports come and go as before."""
-    pod = sandboxes(labels={NAME: "p", "app": "web"})
-    there = f"""
-apiVersion: v1
-kind: Pod
-metadata: {{name: p, labels: {{app: web}}}}
-status: {{podIP: {pod.ip4}, podIPs: [{{ip: {pod.ip4}}}, {{ip: "{pod.ip6}"}}]}}
-"""
+    """A label that has more rules bind a port than there is room for changes nothing, on record neither; so
+    ports come and go as before."""
+
+    def many(name: str, first: int) -> str:
+        policy = WEB.replace("name: web", f"name: {name}").replace("app: web", f"{name}: is")
+        ports = ", ".join(f"{{port: {port}}}" for port in range(first, first + 160, 2))
+        return policy.replace("{port: 80}", f"{{port: 80}}, {ports}")
+
+    pod = sandboxes(labels={"one": "is"})
     with daemon.client() as api:
-        api.policy_apply([("pod.yaml", there), ("web.yaml", WEB)])
-        for more in ({}, {"mtu": 1400}):
-            with pytest.raises(InvalidInput, match="has it too"):
-                api.port_set(pod.port.port_id, labels={NAME: "q"}, **more)  # type: ignore[arg-type]
-            assert api.port_show(pod.port.port_id) == pod.port
+        api.policy_apply([("one.yaml", many("one", 1000)), ("two.yaml", many("two", 2000))])
+        with pytest.raises(PortwrightError, match="intervals of ports"):
+            api.port_set(pod.port.port_id, labels={"two": "is"})
+        with pytest.raises(PortwrightError, match="intervals of ports"):
+            api.port_set(pod.port.port_id, labels={"two": "is"}, mtu=1400)
+        assert api.port_show(pod.port.port_id) == pod.port
         client = sandboxes(labels={"app": "client"})
         with listening(pod.ns, 80), listening(pod.ns, 81):
             assert Probe(daemon).reaches(client, pod.ip4, 80)
             assert not Probe(daemon).reaches(client, pod.ip6, 81)
+
+
+def test_an_address_is_its_ports(daemon: Daemon, sandboxes: SandboxFactory) -> None:
+    """A Pod manifest whose address is another's port by now is no hindrance: not to a label, nor to the end
+    of the port of its name, nor to a start; and what is said of that pod is not said of the port."""
+    pod = sandboxes(labels={NAME: "p", "app": "web"})
+    there = f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: p, labels: {{app: client}}}}
+status: {{podIP: {pod.ip4}, podIPs: [{{ip: {pod.ip4}}}, {{ip: "{pod.ip6}"}}]}}
+"""
+    web = sandboxes(labels={"app": "web"})
+    probe = Probe(daemon)
+    with daemon.client() as api, listening(web.ns, 80):
+        api.policy_apply([("pod.yaml", there), ("web.yaml", WEB)])
+        assert probe.reaches(pod, web.ip4, 80)
+        api.port_set(pod.port.port_id, labels={NAME: "q"})
+        other = sandboxes(labels={NAME: "p"})
+        for address in (web.ip4, web.ip6):
+            assert not probe.reaches(pod, address, 80)
+            assert probe.reaches(other, address, 80)
+        api.port_delete(other.port.port_id)
+        assert not probe.reaches(pod, web.ip6, 80)
+        daemon.stop()
+        daemon.start()
+        assert not probe.reaches(pod, web.ip4, 80)

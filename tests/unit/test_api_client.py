@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import portwright
-from portwright.api import frames
+from portwright.api import calls, frames
 from portwright.api.methods import DropEvent, LimitsChange
 from portwright.api.paths import NetnsSpec, netns_path, socket_path
 from portwright.api.request import Request
@@ -325,7 +325,23 @@ def test_a_request_over_the_limit_is_refused_here(path: Path, daemon: FakeDaemon
     with portwright.Client(path) as client:
         with pytest.raises(portwright.ProtocolError, match="over the limit"):
             client.port_show("x" * frames.MAX_REQUEST)
+        with pytest.raises(portwright.ProtocolError, match=r"a policy\.apply request .* limit of 16777216"):
+            client.policy_apply([("a.yaml", "x" * frames.MAX_LARGE)])
         assert client.network_list()
+
+
+def test_manifests_may_be_more_than_other_requests(path: Path, daemon: FakeDaemon) -> None:
+    """Both clients send them as a large request, and only those that are."""
+    files = [(f"{number}.yaml", "x" * 100_000) for number in range(30)]
+    with portwright.Client(path) as client:
+        client.policy_apply(files)
+
+    async def apply() -> None:
+        async with portwright.AsyncClient(path) as client:
+            await client.policy_apply(files)
+
+    asyncio.run(apply())
+    assert daemon.calls == [calls.policy_apply(files).params] * 2
 
 
 def test_the_default_socket_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

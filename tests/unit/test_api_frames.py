@@ -38,7 +38,7 @@ def test_frames_do_not_depend_on_how_the_stream_is_cut(
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=10))
 def test_junk_gives_frames_within_the_limit_or_a_protocol_error(data: bytes, at: list[int]) -> None:
     """Any bytes give bounded frames of known kinds or ProtocolError, and a broken decoder stays broken."""
-    decoder = FrameDecoder(limit=16)
+    decoder = FrameDecoder(limit=16, large=16)
     try:
         for piece in cut(data, at):
             for frame in decoder.feed(piece):
@@ -55,7 +55,7 @@ def test_every_descriptor_ends_in_exactly_one_place(
     given_frames: list[tuple[int, bytes]], at: list[int], junk: bytes, data: st.DataObject
 ) -> None:
     """Whatever is sent, each descriptor is a frame's, an orphan, or still held: never lost, never twice."""
-    decoder = FrameDecoder(limit=40)
+    decoder = FrameDecoder(limit=40, large=40)
     stream = b"".join(encode(kind, payload) for kind, payload in given_frames) + junk
     sent: list[int] = []
     found: list[int] = []
@@ -75,12 +75,32 @@ def test_every_descriptor_ends_in_exactly_one_place(
 
 
 @pytest.mark.parametrize(
-    "header", [struct.pack(">IB", frames.MAX_REQUEST + 1, ord("J")), b"GET / HTTP/1.1\r\n"]
+    "header",
+    [
+        struct.pack(">IB", frames.MAX_REQUEST + 1, ord("J")),
+        struct.pack(">IB", frames.MAX_REQUEST + 1, ord("C")),
+        struct.pack(">IB", frames.MAX_LARGE + 1, ord("L")),
+        b"GET / HTTP/1.1\r\n",
+    ],
 )
 def test_a_bad_header_is_refused_before_its_payload(header: bytes) -> None:
     """A length over the limit raises as soon as the header is there, without waiting for the payload."""
     with pytest.raises(ProtocolError, match=r"over the limit|not expected"):
         FrameDecoder().feed(header)
+
+
+def test_a_large_request_is_known_by_its_header() -> None:
+    """So that whoever reads may refuse it before its payload is there; once whole, it is none any more."""
+    decoder = FrameDecoder()
+    large = encode(frames.LARGE_REQUEST, b"x" * (frames.MAX_REQUEST + 1))
+    small = encode(frames.JSON_REQUEST, b"{}")
+    assert [frame.kind for frame in decoder.feed(small + large[:4])] == [frames.JSON_REQUEST]
+    assert not decoder.large
+    assert decoder.feed(large[4:5]) == []
+    assert decoder.large
+    assert [frame.payload for frame in decoder.feed(large[5:] + small[:4])] == [large[5:]]
+    assert decoder.partial
+    assert not decoder.large
 
 
 def test_an_answer_kind_is_no_request() -> None:

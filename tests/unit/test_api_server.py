@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -213,6 +214,7 @@ def test_a_refused_peer_is_told_and_closed(path: Path) -> None:
     ("sent", "why"),
     [
         (b"\x7f\xff\xff\xffJ", "over the limit"),
+        (b"\x01\x00\x00\x01L", "over the limit of 16777216"),
         (b"GET / HTTP/1.1\r\n\r\n", "not expected"),
         (encode(frames.JSON_REQUEST, b"{"), "not a request"),
         (encode(frames.JSON_REQUEST, b"\xff\xfe"), "not a request"),
@@ -251,7 +253,7 @@ def test_a_wrong_request_leaves_the_connection_usable(daemon: Running) -> None:
     st.lists(
         st.one_of(
             st.binary(max_size=30),
-            st.builds(encode, st.sampled_from(b"JC"), st.binary(max_size=40)),
+            st.builds(encode, st.sampled_from(b"JLC"), st.binary(max_size=40)),
             st.builds(ask, st.integers(), st.sampled_from(["stats", "port.show", "drops.follow", "x"])),
         ),
         max_size=5,
@@ -444,6 +446,60 @@ def test_streams_leave_room_for_calls(path: Path) -> None:
         assert read(sock, 1)[0][1]["error"]["code"] == "busy"
         sock.sendall(ask(2, "call"))
         assert read(sock, 1)[0][1]["result"] == "answer"
+
+
+def large(request_id: int, method: str, **params: object) -> bytes:
+    """Return the frame of a large request."""
+    return encode(frames.LARGE_REQUEST, ask(request_id, method, **params)[frames.HEADER.size :])
+
+
+def test_a_large_request_is_for_the_methods_that_take_it(path: Path) -> None:
+    """3 MB of manifests arrive whole; another method's are refused by name, and the connection goes on."""
+    files = [{"name": f"{number}.yaml", "text": "x" * 100_000} for number in range(30)]
+    fake = FakeDaemon()
+    with serving(path, fake.dispatch), connect(path) as sock:
+        sock.sendall(large(1, "policy.apply", files=files))
+        assert read(sock, 1)[0][1]["result"]
+        assert list(msgspec.to_builtins(fake.calls[-1])["files"]) == files
+        sock.sendall(large(2, "stats") + ask(3, "stats"))
+        refused, fine = (content for _, content in sorted(read(sock, 2), key=lambda one: one[1]["id"]))
+        assert refused["error"]["message"].endswith(
+            ": stats takes no large request; send it as one of kind J"
+        )
+        assert fine["result"]
+
+
+def test_large_requests_are_few_at_once(path: Path) -> None:
+    """From the header on, each has one of two slots: the next one is busy before its payload is read, calls
+    go on, and a slot is free again when its connection ends, its request is answered, or it was none."""
+    gate = Gate()
+    held = large(1, "policy.apply", files=[])[:9]
+    with serving(path, gate) as running, contextlib.ExitStack() as stack:
+        slots = running.server.large_slots
+        sock = stack.enter_context(connect(path))
+        sock.sendall(large(1, "policy.apply", files=[]))
+        wait_until(lambda: gate.inside == 1, why="the first to run")
+        with connect(path) as half:
+            half.sendall(held)
+            wait_until(lambda: slots.used == 2, why="the second's header")
+            with connect(path) as third:
+                third.sendall(encode(frames.LARGE_REQUEST, b"x" * frames.MAX_LARGE)[:70_000])
+                (answer,) = read_to_end(third)
+            assert (answer["error"]["code"], answer["error"]["facts"]["limit"]) == ("busy", 2)
+            half.sendall(b"\0" * 1000)  # no JSON
+            (answer,) = read_to_end(half)
+            assert answer["error"]["code"] == "protocol"
+        wait_until(lambda: slots.used == 1, why="the second's slot")
+        with connect(path) as half:
+            half.sendall(held)
+            wait_until(lambda: slots.used == 2, why="the next header")
+        wait_until(lambda: slots.used == 1, why="the slot of one that left")
+        sock.sendall(large(1, "policy.apply", files=[]))  # an id in use
+        assert read(sock, 1)[0][1]["error"]["code"] == "protocol"
+        assert slots.used == 1
+        running.loop.run(_open(gate))
+        assert read(sock, 1)[0][1]["result"]
+        wait_until(lambda: slots.used == 0, why="the first's slot")
 
 
 # --- descriptors, endings, CNI --------------------------------------------------------------------

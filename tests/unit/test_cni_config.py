@@ -202,6 +202,21 @@ def test_labels(form: object) -> None:
     }
 
 
+@pytest.mark.parametrize("own", [{}, {"app": "web"}])
+def test_no_label_is_the_pods_identity(own: dict[str, str]) -> None:
+    """What CNI_ARGS says of the pod, all or a part of it, no label says otherwise or adds to; without a word
+    there the labels say it."""
+    identity = {f"io.kubernetes.pod.{key}": "forged" for key in ("namespace", "name", "uid")}
+    for args, told in (
+        ("K8S_POD_NAMESPACE=ns", {"io.kubernetes.pod.namespace": "ns"}),
+        ("K8S_POD_NAME=p;K8S_POD_UID=u", {"io.kubernetes.pod.name": "p", "io.kubernetes.pod.uid": "u"}),
+        ("K8S_POD_NAME=", identity),
+        ("", identity),
+    ):
+        got = read({"args": {"cni": {"labels": identity | own}}}, args)
+        assert got.requested.labels == told | own
+
+
 def test_port_mappings() -> None:
     """Port mappings become model values; the runtime's replace the configuration's."""
     static = [{"hostPort": 1, "containerPort": 2}]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
 import dns.rrset
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from portwright.domains.message import (
+    MAX_RECORDS,
     BadAnswer,
     NotServed,
     Query,
@@ -78,6 +83,76 @@ def test_a_chain_of_aliases_has_an_end() -> None:
         addresses(
             query_of("n0.example"), answer_of(query_of("n0.example"), *chain, "n40.example. 1 A 192.0.2.1")
         )
+
+
+def record(kind: int, data: bytes, *, name: bytes = b"\xc0\x0c", rdclass: int = 1, ttl: int = 60) -> bytes:
+    """A record by the byte; its name is the one that was asked, unless it is said."""
+    return name + struct.pack("!HHIH", kind, rdclass, ttl, len(data)) + data
+
+
+def with_records(query: Query, *records: bytes, others: int = 0) -> bytes:
+    """An answer with these records, of which the last are in its other sections."""
+    counts = struct.pack("!3H", len(records) - others, 0, others)
+    return query.wire[:2] + b"\x81\x80\0\1" + counts + query.wire[12:] + b"".join(records)
+
+
+@pytest.mark.parametrize(("kind", "data"), [("A", b"\1\2\3\4"), ("AAAA", b"\x20\1\x0d\xb8" + bytes(12))])
+def test_no_answer_changes_how_the_next_is_read(kind: str, data: bytes) -> None:
+    """A record of the class ANY, or of types that nobody knows, is passed over, and kept nowhere: the reader
+    remembers nothing of what strangers send."""
+    query = query_of("www.shop.example", kind)
+    number = {"A": 1, "AAAA": 28}[kind]
+    odd = [record(number, data, rdclass=255), record(number, data, rdclass=254)]
+    unknown = [record(60_000 + number, b"", rdclass=40_000 + number) for number in range(200)]
+    dns.rdata._rdata_classes.pop(
+        (dns.rdataclass.IN, dns.rdatatype.RdataType(number)), None
+    )  # as in a process that has seen none yet
+    before = len(dns.rdata._rdata_classes)
+
+    assert addresses(query, with_records(query, *odd, *unknown, others=100)) == ((), 0)
+    assert len(addresses(query, with_records(query, record(number, data)))[0]) == 1
+    assert len(dns.rdata._rdata_classes) == before
+
+
+def test_a_time_with_the_highest_bit_is_none() -> None:
+    """Of 2^31 seconds and more the RFC says 0 (2181, 8); below it they are what they say."""
+    query = query_of("www.shop.example")
+    for ttl, counts in ((2**31 - 1, 2**31 - 1), (2**31, 0), (2**32 - 1, 0)):
+        wire = with_records(query, record(1, b"\1\2\3\4", ttl=ttl))
+        assert addresses(query, wire) == (("1.2.3.4",), counts)
+
+
+def test_what_says_two_things_or_not_what_it_seems_is_bad() -> None:
+    """Two aliases of one name, an address of another length, an alias that ends elsewhere, records that are
+    missing, cut, too many, or not all; the same alias twice is one."""
+    query = query_of("www.shop.example")
+    good, alias = record(1, b"\1\2\3\4"), record(5, b"\1a\0")
+    bad = {
+        "two aliases": with_records(query, alias, record(5, b"\1b\0")),
+        "of 5 bytes": with_records(query, record(1, b"\1\2\3\4\5")),
+        "of 0 bytes": with_records(query, record(1, b"")),
+        "length differ": with_records(query, record(5, b"\1a\0x")),
+        "longer than its message": with_records(query, good)[:-1],
+        "more than its records": with_records(query, good) + b"x",
+        f"has {MAX_RECORDS + 1} records": with_records(
+            query, *[good] * (MAX_RECORDS + 1), others=MAX_RECORDS
+        ),
+    }
+    for why, wire in bad.items():
+        with pytest.raises(BadAnswer, match=why):
+            addresses(query, wire)
+    end = record(1, b"\1\2\3\4", name=b"\1A\0")
+    assert addresses(query, with_records(query, alias, alias, end)) == (("1.2.3.4",), 60)
+
+
+def test_a_message_of_many_questions_is_not_read() -> None:
+    """Its count alone ends it, for a query and for an answer."""
+    query = query_of("www.shop.example")
+    many = query.wire[:4] + b"\xff\xff" + query.wire[6:]
+    with pytest.raises(NotServed) as caught:
+        read_query(many)
+    assert caught.value.reply is not None
+    assert not is_answer(query, int.from_bytes(many[:2], "big"), many[:2] + b"\x80" + many[3:])
 
 
 def test_errors_and_cut_answers_name_nobody() -> None:

@@ -44,10 +44,13 @@ def test_a_dot_inside_a_label_ends_no_label() -> None:
         *(("224.0.0.1", False), ("255.255.255.255", False), ("::", False), ("::1", False)),
         *(("fe80::1", False), ("ff02::1", False), ("::ffff:10.0.0.1", False), ("::127.0.0.1", False)),
         ("64:ff9b::c633:6401", True),
+        *(("64:ff9b::7f00:1", False), ("64:ff9b::a9fe:a9fe", False), ("64:ff9b:1::a9fe:a9fe", False)),
+        *(("2002:7f00:1::1", False), ("2002:c633:6401::1", True)),
     ],
 )
 def test_some_addresses_no_name_opens(address: str, opens: bool) -> None:
-    """Loopback, link-local, multicast, unspecified and mapped addresses stay shut, whatever is said."""
+    """Loopback, link-local, multicast, unspecified and mapped addresses stay shut, whatever is said; so do
+    those that translate to one of them."""
     assert may_open(address) == opens
 
 

@@ -22,16 +22,31 @@ class Given:
     """In the place of Policies: keeps what it is given, and refuses while ``refuses`` is said."""
 
     def __init__(self) -> None:
-        self.folder = FolderState()
+        self._folder = FolderState()
+        self.looks = 0
         self.texts: dict[str, str] = {}
         self.refuses = ""
+        self.breaks = ""
         self.asked = 0
         self.news = asyncio.Event()
+
+    @property
+    def folder(self) -> FolderState:
+        """As Policies.folder; it is said anew after each look."""
+        return self._folder
+
+    @folder.setter
+    def folder(self, state: FolderState) -> None:
+        self._folder = state
+        self.looks += 1
+        self.news.set()
 
     def follow(self, files: list[tuple[str, str]]) -> bool:
         """As Policies.follow."""
         self.asked += 1
         self.news.set()
+        if self.breaks:
+            raise ZeroDivisionError(self.breaks)
         if self.refuses:
             raise InvalidInput("spec", "x", self.refuses)
         self.texts = {Path(name).name: text for name, text in files}
@@ -56,6 +71,11 @@ class Scene:
             while not done():
                 self.given.news.clear()
                 await self.given.news.wait()
+
+    async def refuses(self, said: str) -> None:
+        """Return once the folder was looked at again, and refused for this reason."""
+        before = self.given.looks
+        await self.until(lambda: self.given.looks > before and said in self.given.folder.error)
 
     async def gives(self, texts: dict[str, str]) -> None:
         """Return once these are given."""
@@ -129,3 +149,50 @@ async def test_no_inotify_is_an_error_that_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(follow, "INotify", none_left)
     with pytest.raises(KernelFailed, match="max_user_instances"):
         Scene(tmp_path / "p")
+
+
+@pytest.mark.asyncio
+async def test_half_a_file_stays_half_whatever_else_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one file is being written, places of others that are followed no longer, or are removed, make it
+    no whole one; once it is closed it is taken."""
+    monkeypatch.setattr(follow, "AT_MOST", 0.2)
+    scene = Scene(tmp_path / "p")
+    places = [tmp_path / name for name in ("1", "2", "3")]
+    for place in places:
+        place.mkdir(mode=0o755)
+        (place / "l.yaml").write_text(place.name)
+    link = scene.folder / "l.yaml"
+    link.symlink_to(places[0] / "l.yaml")
+    await scene.gives({"a.yaml": "a", "l.yaml": "1"})
+    with (scene.folder / "a.yaml").open("w") as file:
+        file.write("half")
+        file.flush()
+        await scene.refuses("still being written")
+        for place in places[1:]:
+            (tmp_path / "next").symlink_to(place / "l.yaml")
+            (tmp_path / "next").rename(link)
+            await scene.refuses("still being written")
+        (places[0] / "l.yaml").unlink()
+        places[0].rmdir()
+        (places[2] / "l.yaml").write_text("4")
+        await scene.refuses("still being written")
+        assert scene.given.texts == {"a.yaml": "a", "l.yaml": "1"}
+        file.write(" and half")
+    await scene.gives({"a.yaml": "half and half", "l.yaml": "4"})
+    scene.follower.close()
+
+
+@pytest.mark.asyncio
+async def test_a_mistake_of_ours_is_an_alarm_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody thought of leaves the folder refused, and tried again; it never is behind in silence."""
+    monkeypatch.setattr(follow, "RETRY", 0.01)
+    scene = Scene(tmp_path / "p")
+    scene.given.breaks = "nobody thought of it"
+    (scene.folder / "b.yaml").write_text("b")
+    await scene.refuses("internal error: ZeroDivisionError: nobody thought of it")
+    scene.given.breaks = ""
+    await scene.gives({"a.yaml": "a", "b.yaml": "b"})
+    await scene.until(lambda: not scene.given.folder.error)
+    scene.follower.close()

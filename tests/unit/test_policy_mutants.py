@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from portwright.policy import engine, labels, matching
 from portwright.policy.engine import Connection, Decision, Engine, Implicit
-from portwright.policy.manifests import read as reading
+from portwright.policy.manifests import shelf
 from portwright.policy.manifests.documents import Document, parse
 from portwright.policy.matching import World
 from portwright.policy.rules import (
@@ -1038,7 +1038,7 @@ def changed_states(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> Iterator[
                 for document, body in zip(documents(text, file), found, strict=True)
             ]
 
-        monkeypatch.setattr(reading, "parse", wrong)
+        monkeypatch.setattr(shelf, "parse", wrong)
     for name in CORPORA:
         for index, case in enumerate(corpus(name).cases):
             found = states(name)[index] if change is None else state(name, case)

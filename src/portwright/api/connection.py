@@ -4,6 +4,7 @@ Bounds, so that no client can cost more than a known amount of memory or time:
 
 - at most :data:`MAX_INFLIGHT` requests run at once; what is beyond waits unread in the socket,
   but for what the last chunk held;
+- the large requests of all connections, from the header to the answer, are as few as there are slots;
 - nothing more is read while :data:`WRITE_HIGH` bytes of answers wait to be written;
 - a stream whose reader is :data:`STREAM_HIGH` bytes behind loses events; they are counted, and
   the reader is told where and how many;
@@ -29,7 +30,7 @@ from portwright.api import frames
 from portwright.api.errors import Busy, ProtocolError, error_to_wire
 from portwright.api.frames import Frame, FrameDecoder, close_all
 from portwright.api.registry import PROTOCOL
-from portwright.api.request import Peer, Request
+from portwright.api.request import Peer, Request, Slots
 from portwright.model.errors import InternalError, PortwrightError
 
 Dispatch = Callable[[Request], Awaitable[object]]
@@ -49,14 +50,6 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params: dict[str, object] = {}
 
 
-class StreamSlots:
-    """How many streams there may be at once, over all connections, so that they leave room for calls."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-
 class Connection:
     """Serves ``sock``, which it owns and has to be non-blocking, until it closes.
 
@@ -70,7 +63,8 @@ class Connection:
         dispatch: Dispatch,
         *,
         idle_timeout: float,
-        slots: StreamSlots,
+        streams: Slots,
+        large: Slots,
         on_close: Callable[[Connection], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -78,7 +72,8 @@ class Connection:
         self._peer = peer
         self._dispatch = dispatch
         self._timeout = idle_timeout
-        self._slots = slots
+        self._stream_slots, self._large_slots = streams, large
+        self._large_begun = False  # a slot is taken for a large frame that is not whole
         self._on_close = on_close
         self._decoder = FrameDecoder()
         self._waiting: deque[Request] = deque()
@@ -128,6 +123,8 @@ class Connection:
             self._out.clear()
             self._out_bytes = 0
             close_all(self._decoder.abandon())
+            if self._large_begun:
+                self._large_slots.give_back()
             self._sock.close()
             self.end()
 
@@ -211,6 +208,13 @@ class Connection:
         self._last_active = now
         for frame in whole:
             self._accept(frame)
+        if self._decoder.large and not self._large_begun and not self._ending:
+            try:
+                self._large_slots.take()
+            except Busy as error:
+                self._fail(error)
+                return
+            self._large_begun = True
         self._update()
 
     def _accept(self, frame: Frame) -> None:
@@ -227,8 +231,10 @@ class Connection:
         else:
             request = Request("J", self._peer, fds=list(frame.fds))
             try:
+                if frame.kind == frames.LARGE_REQUEST:
+                    self._take_large(request)
                 envelope = _envelope(frame.payload)
-            except ProtocolError as error:
+            except (Busy, ProtocolError) as error:
                 request.close()
                 self._fail(error)
                 return
@@ -242,6 +248,13 @@ class Connection:
                 self._send(frames.JSON_REPLY, _answer(envelope.id, error=ProtocolError(why)))
                 return
         self._waiting.append(request)
+
+    def _take_large(self, request: Request) -> None:
+        """Give a large request its slot: the one taken at its header, or its own if it came in one chunk."""
+        if not self._large_begun:
+            self._large_slots.take()
+        self._large_begun = False
+        request.slots = self._large_slots
 
     def _start(self, request: Request) -> None:
         task = self._loop.create_task(self._run(request))
@@ -284,9 +297,7 @@ class Connection:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of ours runs in a task
         try:
-            if self._slots.used >= self._slots.limit:
-                raise Busy("streams", self._slots.limit)
-            self._slots.used += 1
+            self._stream_slots.take()
             self._streams[task] = request.id
             self._lost[request.id] = 0
             try:
@@ -301,7 +312,7 @@ class Connection:
                     await asyncio.sleep(0)  # a source that is never empty must not starve the rest
                 return {"lost": self._lost[request.id]}
             finally:
-                self._slots.used -= 1
+                self._stream_slots.give_back()
                 self._lost.pop(request.id)
         finally:
             closer = getattr(events, "aclose", None)

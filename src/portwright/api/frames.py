@@ -6,10 +6,11 @@ A frame is::
     u8               kind
     payload
 
-Kinds from client to server: ``J`` (a JSON request) and ``C`` (a raw CNI invocation, opaque here).
+Kinds from client to server: ``J`` (a JSON request), ``L`` (one that is large, for the few methods that
+take it) and ``C`` (a raw CNI invocation, opaque here).
 From server to client: ``j`` (the answer to a J), ``e`` (one event of a stream), ``c`` (the answer
-to a C, opaque). A request holds at most :data:`MAX_REQUEST` bytes, an answer :data:`MAX_REPLY`
-(a list of thousands of ports is more than a mebibyte).
+to a C, opaque). A request holds at most :data:`MAX_REQUEST` bytes, a large one :data:`MAX_LARGE`, an answer
+:data:`MAX_REPLY` (a list of thousands of ports is more than a mebibyte).
 
 Descriptors travel by SCM_RIGHTS with the first byte of the frame they belong to, at most
 :data:`MAX_FDS`. A sender gives such a frame a ``sendmsg`` of its own. The kernel may join bytes
@@ -33,16 +34,19 @@ from portwright.api.errors import ProtocolError
 
 HEADER: Final = struct.Struct(">IB")
 JSON_REQUEST: Final = ord("J")
+LARGE_REQUEST: Final = ord("L")
 JSON_REPLY: Final = ord("j")
 EVENT: Final = ord("e")
 CNI_REQUEST: Final = ord("C")
 CNI_REPLY: Final = ord("c")
 #: What a server accepts, and what a client accepts.
-REQUEST_KINDS: Final = frozenset({JSON_REQUEST, CNI_REQUEST})
+REQUEST_KINDS: Final = frozenset({JSON_REQUEST, LARGE_REQUEST, CNI_REQUEST})
 REPLY_KINDS: Final = frozenset({JSON_REPLY, EVENT, CNI_REPLY})
 #: 1 MiB for what a CNI caller writes to stdin, and 128 KiB for its environment
 #: (Linux' MAX_ARG_STRLEN, the most that one variable can be).
 MAX_REQUEST: Final = (1 << 20) + (128 << 10)
+#: A folder of manifests: a file of the most bytes that one may have, twice over for JSON's escapes.
+MAX_LARGE: Final = 16 << 20
 MAX_REPLY: Final = 64 << 20
 MAX_FDS: Final = 4
 #: Bytes asked of one recvmsg.
@@ -66,14 +70,17 @@ def encode(kind: int, payload: bytes) -> bytes:
 class FrameDecoder:
     """Turns chunks of a stream into frames, as they become whole. Pure: it closes nothing.
 
-    ``kinds`` are the kinds accepted, ``limit`` the most bytes of one payload. Memory held is
-    bounded by ``limit`` plus one chunk. How the stream was cut into chunks makes no difference
-    to the frames (descriptors go by the rule in the module's docstring).
+    ``kinds`` are the kinds accepted, ``limit`` the most bytes of one payload, ``large`` of a large
+    request's. Memory held is bounded by that plus one chunk. How the stream was cut into chunks makes
+    no difference to the frames (descriptors go by the rule in the module's docstring).
     """
 
-    def __init__(self, kinds: frozenset[int] = REQUEST_KINDS, limit: int = MAX_REQUEST) -> None:
+    def __init__(
+        self, kinds: frozenset[int] = REQUEST_KINDS, limit: int = MAX_REQUEST, large: int = MAX_LARGE
+    ) -> None:
         self._kinds = kinds
         self._limit = limit
+        self._large = large
         self._buffer = bytearray()
         self._fds: tuple[int, ...] = ()
         self._orphans: list[int] = []
@@ -83,6 +90,11 @@ class FrameDecoder:
     def partial(self) -> bool:
         """Whether a frame has begun and is not whole yet."""
         return bool(self._buffer)
+
+    @property
+    def large(self) -> bool:
+        """Whether that frame is a large request, as far as is known: one chunk of it is held by then."""
+        return len(self._buffer) >= HEADER.size and HEADER.unpack_from(self._buffer)[1] == LARGE_REQUEST
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[Frame]:
         """Return the frames that ``data`` completes, in order.
@@ -144,8 +156,9 @@ class FrameDecoder:
         length, kind = HEADER.unpack_from(self._buffer, at)
         if kind not in self._kinds:
             raise ProtocolError(f"a frame of kind 0x{kind:02x} is not expected here")
-        if length > self._limit:
-            raise ProtocolError(f"a frame of {length} bytes is over the limit of {self._limit}")
+        limit = self._large if kind == LARGE_REQUEST else self._limit
+        if length > limit:
+            raise ProtocolError(f"a frame of {length} bytes is over the limit of {limit}")
         return length, kind
 
     def take_orphans(self) -> list[int]:

@@ -79,7 +79,7 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     changes: PolicyChanges | None = None
 
 
-@method("policy.apply", PolicyState)
+@method("policy.apply", PolicyState, large=True)
 class PolicyApplyParams(Params[PolicyState], frozen=True, kw_only=True):
     """Add manifest files, each in the place of one of its name, and put all in force at once.
 

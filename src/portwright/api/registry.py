@@ -46,7 +46,8 @@ class Params(
 class Method:
     """A method of the contract. ``results`` are the types it may return, or its events' type.
 
-    ``fds`` describes the descriptors that have to come with it, in order.
+    ``fds`` describes the descriptors that have to come with it, in order. ``large``: whether its request
+    may be as long as :data:`portwright.api.frames.MAX_LARGE`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Method:
     doc: str
     fds: tuple[str, ...]
     stream: bool
+    large: bool = False
 
 
 #: Every declared method, by name. Complete once portwright.api.methods is imported.
@@ -62,7 +64,7 @@ CONTRACT: Final[dict[str, Method]] = {}
 
 
 def method(
-    name: str, *results: object, fds: tuple[str, ...] = (), stream: bool = False
+    name: str, *results: object, fds: tuple[str, ...] = (), stream: bool = False, large: bool = False
 ) -> Callable[[ParamsT], ParamsT]:
     """Declare the decorated Params class as the parameters of method ``name``.
 
@@ -73,7 +75,7 @@ def method(
         if name in CONTRACT:
             raise TypeError(f"method {name} is declared twice")
         doc = inspect.cleandoc(params.__doc__ or "")
-        CONTRACT[name] = Method(name, params, results, doc, fds, stream)
+        CONTRACT[name] = Method(name, params, results, doc, fds, stream, large)
         return params
 
     return declare
@@ -127,6 +129,8 @@ class Registry:
         declared = self._contract.get(request.method)
         if declared is None:
             raise NotFound("method", request.method)
+        if request.large and not declared.large:
+            raise ProtocolError(f"{declared.name} takes no large request; send it as one of kind J")
         params = convert_params(declared.params, request.params)
         if len(request.fds) < len(declared.fds):
             need = declared.fds[len(request.fds)]
@@ -151,6 +155,7 @@ def describe(version: str, contract: Mapping[str, Method] = CONTRACT) -> dict[st
                 "name": name,
                 "doc": entry.doc,
                 "stream": entry.stream,
+                "large": entry.large,
                 "fds": list(entry.fds),
                 "params": _schema(entry.params),
                 "results": [_schema(result) for result in entry.results],

@@ -22,14 +22,16 @@ from typing import Final, Self
 import msgspec
 
 from portwright.api import frames
-from portwright.api.connection import Connection, Dispatch, StreamSlots
-from portwright.api.request import Peer
+from portwright.api.connection import Connection, Dispatch
+from portwright.api.request import Peer, Slots
 from portwright.model.errors import Conflict, InvalidInput
 
 #: Connections waiting to be accepted; the kernel takes the least of it and net.core.somaxconn.
 BACKLOG: Final = 4096
 #: systemd passes listening sockets from this descriptor on (sd_listen_fds(3)).
 LISTEN_FDS_START: Final = 3
+#: At once, over all connections: each may take a few times frames.MAX_LARGE of memory.
+MAX_LARGE_REQUESTS: Final = 2
 _ACCEPT_PAUSE: Final = 0.5  # seconds without accepting once descriptors have run out
 
 _log = logging.getLogger(__name__)
@@ -67,7 +69,8 @@ class Server:
         self._max = max_connections
         self._idle_timeout = idle_timeout
         self._listener = listener
-        self._slots = StreamSlots(max(1, max_connections // 4))
+        self._streams = Slots("streams", max(1, max_connections // 4))
+        self.large_slots = Slots("large requests", MAX_LARGE_REQUESTS)
         self._connections: set[Connection] = set()
         self._lock = -1
         self._identity: tuple[int, int] | None = None
@@ -242,7 +245,8 @@ class Server:
                 peer,
                 self._dispatch,
                 idle_timeout=self._idle_timeout,
-                slots=self._slots,
+                streams=self._streams,
+                large=self.large_slots,
                 on_close=self._forget,
             )
         )

@@ -10,7 +10,7 @@ from portwright.api import frames
 from portwright.api.calls import Call
 from portwright.api.errors import ProtocolError, WireError, error_from_wire
 from portwright.api.frames import Frame
-from portwright.api.registry import PROTOCOL
+from portwright.api.registry import CONTRACT, PROTOCOL
 
 Result = TypeVar("Result")
 #: A connection without use for longer is replaced before the next request: well below the
@@ -32,9 +32,13 @@ def request_frame(request_id: int, method: str, params: object) -> bytes:
     """Return the frame of a JSON request. Raises ProtocolError if it would be over the limit."""
     envelope = {"v": PROTOCOL, "id": request_id, "method": method, "params": params}
     payload = msgspec.json.encode(envelope)
-    if len(payload) > frames.MAX_REQUEST:
-        raise ProtocolError(f"a request of {len(payload)} bytes is over the limit of {frames.MAX_REQUEST}")
-    return frames.encode(frames.JSON_REQUEST, payload)
+    kind, limit = frames.JSON_REQUEST, frames.MAX_REQUEST
+    if len(payload) > limit and CONTRACT[method].large:
+        kind, limit = frames.LARGE_REQUEST, frames.MAX_LARGE
+    if len(payload) > limit:
+        why = f"a {method} request of {len(payload)} bytes is over the limit of {limit}; send it in parts"
+        raise ProtocolError(why)
+    return frames.encode(kind, payload)
 
 
 def parse_reply(frame: Frame) -> Reply:

@@ -25,11 +25,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def client_of(settings: Settings) -> Client:
-    """Return a client for the daemon of these settings."""
+def client_of(settings: Settings, *, timeout: float = 30.0) -> Client:
+    """Return a client for the daemon of these settings, which waits ``timeout`` seconds for each answer."""
     from portwright.api.client import Client
 
-    return Client(settings.socket)
+    return Client(settings.socket, timeout=timeout)
 
 
 def dir_options(command: Command) -> Command:

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from portwright.api.calls import policy_apply
+from portwright.api.frames import MAX_LARGE
 from portwright.api.policy import PolicyState
 from portwright.cli.changes import print_changes
 from portwright.cli.main import Settings
@@ -16,6 +18,10 @@ from portwright.model.errors import InvalidInput
 
 #: What a folder's manifests are called.
 _SUFFIXES = (".yaml", ".yml", ".json")
+#: Seconds: as many manifests as one request holds are read and compiled in less than one minute.
+_TIMEOUT = 180.0
+#: Most bytes of a request beside its parameters.
+_ENVELOPE = 256
 
 _files_option = click.option(
     "-f",
@@ -42,7 +48,8 @@ def policy() -> None:
 def apply(settings: Settings, /, *, paths: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
     """Put manifests in force, in the place of earlier files of the same name."""
     files = [(str(path), _text(path)) for path in _manifests(paths)]
-    with client_of(settings) as client:
+    _refuse_too_much(paths, files)
+    with client_of(settings, timeout=_TIMEOUT) as client:
         state = client.policy_apply(files, dry_run=dry_run)
     _show(state, as_json)
 
@@ -114,7 +121,7 @@ def list_(settings: Settings, as_json: bool) -> None:
 @click.pass_obj
 def delete(settings: Settings, names: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Take manifests away. The file itself need not exist any more."""
-    with client_of(settings) as client:
+    with client_of(settings, timeout=_TIMEOUT) as client:
         state = client.policy_delete([str(Path(name).absolute()) for name in names], dry_run=dry_run)
     _show(state, as_json)
 
@@ -161,6 +168,17 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("filename", str(path), f"can't be read as text: {error}") from error
+
+
+def _refuse_too_much(paths: tuple[Path, ...], files: list[tuple[str, str]]) -> None:
+    """Raises InvalidInput if these are more than one request holds, so more than come into force at once."""
+    size = len(msgspec.json.encode(policy_apply(files).params))
+    if size > MAX_LARGE - _ENVELOPE:
+        why = (
+            f"{size:,} bytes of manifests as JSON, {MAX_LARGE:,} are the most at once: apply them in parts, "
+            "or have the daemon follow the folder (portwright node run --policy-dir)"
+        )
+        raise InvalidInput("filename", " ".join(map(str, paths)), why)
 
 
 def _write(path: Path, text: str) -> None:

@@ -63,6 +63,10 @@ class Ledger:
             self._known[port_id] = known
         return tuple(Entry(port_id, *pair, known[pair]) for pair in new)
 
+    def entry(self, port_id: str, pattern: str, address: str) -> Entry:
+        """One that is there, with its end. Raises KeyError."""
+        return Entry(port_id, pattern, address, self._known[port_id][pattern, address])
+
     def forget(self, entries: Iterable[Entry]) -> None:
         """Takes entries away; one that is not there is no error."""
         for entry in entries:

@@ -29,6 +29,7 @@ _NEVER = tuple(
         *("::/96", "::ffff:0:0/96", "fe80::/10", "fec0::/10", "ff00::/8"),
     )
 )
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -77,5 +78,18 @@ def may_open(address: str) -> bool:
     Private addresses (RFC 1918, RFC 4193) may: a site's own names have them. Whose addresses are this
     host's and its ports' is for the caller to know.
     """
+    parsed = [ipaddress.ip_address(face) for face in faces(address)]
+    return not any(one.version == net.version and one in net for net in _NEVER for one in parsed)
+
+
+def faces(address: str) -> tuple[str, ...]:
+    """An address, and the IPv4 one that it leads to where the site translates or tunnels.
+
+    NAT64's well-known and local nets (RFC 6052, RFC 8215: as a /96, the common way) and 6to4 (RFC 3056).
+    """
     parsed: _Address = ipaddress.ip_address(address)
-    return not any(parsed.version == net.version and parsed in net for net in _NEVER)
+    if parsed.version == 4:
+        return (address,)
+    if any(parsed in net for net in _NAT64):
+        return address, str(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
+    return (address, str(parsed.sixtofour)) if parsed.sixtofour is not None else (address,)

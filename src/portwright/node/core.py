@@ -177,7 +177,7 @@ class Core:
     def _remove(self, switch: Switch) -> None:
         """All that we keep in a namespace for its ports, of which none is left."""
         try:
-            steer.unsteer(self.store, switch)
+            steer.unsteer(self.store, switch, self.faults)
             self.faults.at("close:steer")
             nat.remove_table(switch)
             self.faults.at("close:table")

@@ -8,7 +8,9 @@ hears it. Everything has a bound, for a port and for all; beyond it the answer i
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import secrets
 import socket
 from collections import Counter
@@ -28,17 +30,19 @@ from portwright.domains.message import (
 )
 from portwright.kernel import netns, tproxy
 from portwright.kernel.tproxy import Datagram, Where
+from portwright.model.errors import KernelFailed
+from portwright.node.dns_places import Load, Place, Places
+from portwright.plan.steer import RATE
 
-#: Queries under way at once, of one port and of all; a socket each.
-MAX_QUERIES, MAX_QUERIES_IN_ALL = 64, 512
-#: TCP connections of one port, and of all. Together well below 1,024, the common limit of open files.
-MAX_CONNECTIONS, MAX_CONNECTIONS_IN_ALL = 16, 128
 #: Seconds: for a resolver's answer, for a message of TCP once it has begun, and between two of them.
 ANSWER_WITHIN, MESSAGE_WITHIN, IDLE = 5.0, 5.0, 10.0
 _PORT = 53
 #: Datagrams that are read before others have their turn.
 _AT_ONCE = 32
 _LENGTH = 2
+#: Messages that are no answer to a query, until it is given up: whoever sends more would have the loop turn
+#: for him alone, as what is there already is read without a pause.
+_MAX_FALSE = 16
 #: Seconds without accepting, where the kernel gives no descriptor.
 _PAUSE = 1.0
 
@@ -70,31 +74,32 @@ class Resolutions(Protocol):
         """Returns once these addresses are open to the client. Raises Refused."""
 
 
-class Load:
-    """What one port has under way, or all of them together."""
-
-    def __init__(self) -> None:
-        self.queries = 0
-        self.connections = 0
-
-
 class DnsProxy:
     """Serves from ``start`` to ``close``, on the loop's thread, those that ``serve`` names."""
 
-    def __init__(self, netns_fd: int, resolutions: Resolutions, counts: Counter[str], total: Load) -> None:
-        self._fd = netns_fd
+    def __init__(self, netns_fd: int, resolutions: Resolutions, counts: Counter[str], load: Load) -> None:
+        """``netns_fd`` stays the caller's."""
+        self._given, self._fd = netns_fd, -1
         self._resolutions = resolutions
         self.counts = counts
-        self._total = total
+        self._load = load
         self._clients: Mapping[str, Client] = {}
-        self._served: dict[str, Load] = {}
+        #: by port, when its next message by TCP may be served
+        self._turns: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._listeners: tproxy.Listeners | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> int:
         """Opens the listeners; returns their port. Raises KernelFailed."""
-        self._listeners = tproxy.listen(self._fd)
+        self._listeners = tproxy.listen(self._given)
+        try:
+            # Our own: a query under way must not follow a number that is another namespace's by then.
+            self._fd = os.dup(self._given)
+        except OSError as error:
+            self._listeners.close()
+            self._listeners = None
+            raise KernelFailed(error.errno or errno.EIO, "DNS proxy") from error
         for sock in self._listeners.udp:
             self._loop.add_reader(sock, self._read, sock)
         self._accept_again()
@@ -108,7 +113,7 @@ class DnsProxy:
         """Serves these from now on, by the sandbox's address, and nobody else."""
         self._clients = clients
         known = {client.port_id for client in clients.values()}
-        self._served = {port_id: served for port_id, served in self._served.items() if port_id in known}
+        self._turns = {port_id: turn for port_id, turn in self._turns.items() if port_id in known}
 
     def close(self) -> None:
         """Ends everything under way; nobody is answered any more."""
@@ -119,6 +124,9 @@ class DnsProxy:
             self._listeners = None
         for task in self._tasks:
             task.cancel()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     # -- UDP -------------------------------------------------------------------------------------
 
@@ -144,11 +152,12 @@ class DnsProxy:
             if answer.reply is not None:
                 self._reply(datagram, answer.reply)
             return
-        served = self._take_place(client)
-        if served is None:
+        place = self._take(self._load.queries, client)
+        if place is None:
             self._reply(datagram, refused(query))
             return
-        self._begin(self._answer_datagram(client, datagram, query), partial(self._give_back, served))
+        work = self._answer_datagram(client, datagram, query)
+        place.task = self._begin(work, partial(self._load.queries.free, place))
 
     async def _answer_datagram(self, client: Client, datagram: Datagram, query: Query) -> None:
         self._reply(
@@ -186,20 +195,16 @@ class DnsProxy:
         if client is None:
             sock.close()
             return
-        served = self._served.setdefault(client.port_id, Load())
-        if served.connections >= MAX_CONNECTIONS or self._total.connections >= MAX_CONNECTIONS_IN_ALL:
-            self.counts["refused"] += 1
+        place = self._take(self._load.connections, client)
+        if place is None:
             sock.close()
             return
-        served.connections += 1
-        self._total.connections += 1
         work = self._serve_stream(client, sock, source[:2], resolver)
-        self._begin(work, partial(self._end_stream, served, sock))
+        place.task = self._begin(work, partial(self._end_stream, place, sock))
 
-    def _end_stream(self, served: Load, sock: socket.socket) -> None:
+    def _end_stream(self, place: Place, sock: socket.socket) -> None:
         sock.close()
-        served.connections -= 1
-        self._total.connections -= 1
+        self._load.connections.free(place)
 
     async def _serve_stream(
         self, client: Client, sock: socket.socket, source: Where, resolver: Where
@@ -218,30 +223,44 @@ class DnsProxy:
                         self.counts["unreadable"] += 1
                         return
                     wire = await self._exactly(sock, size)
-                reply = await self._answer_stream(client, wire, source, resolver)
-                if reply is None:
+                await asyncio.sleep(self._until_its_turn(client))
+                reply, more = await self._answer_stream(client, wire, source, resolver)
+                if reply is not None:
+                    async with asyncio.timeout(MESSAGE_WITHIN):
+                        await self._loop.sock_sendall(sock, len(reply).to_bytes(_LENGTH, "big") + reply)
+                if not more:
                     return
-                async with asyncio.timeout(MESSAGE_WITHIN):
-                    await self._loop.sock_sendall(sock, len(reply).to_bytes(_LENGTH, "big") + reply)
         except (OSError, EOFError):  # a TimeoutError is an OSError
             return
 
+    def _until_its_turn(self, client: Client) -> float:
+        """Seconds until a port's next message by TCP is served: so many a second, as of its packets.
+
+        A packet of TCP may have thousands of messages. What has come is read without a pause, so without
+        one here nobody else would have a turn.
+        """
+        now = self._loop.time()
+        turn = max(self._turns.get(client.port_id, now), now)
+        self._turns[client.port_id] = turn + 1 / RATE
+        return turn - now
+
     async def _answer_stream(
         self, client: Client, wire: bytes, source: Where, resolver: Where
-    ) -> bytes | None:
-        """What to say to a message of a stream; None: nothing more."""
+    ) -> tuple[bytes | None, bool]:
+        """What to say to a message of a stream (None: nothing), and whether the stream goes on."""
         try:
             query = read_query(wire)
         except NotServed as answer:
             self.counts["unreadable"] += 1
-            return answer.reply
-        served = self._take_place(client)
-        if served is None:
-            return refused(query)
+            return answer.reply, False
+        place = self._take(self._load.queries, client)
+        if place is None:
+            return refused(query), True
+        place.task = asyncio.current_task()
         try:
-            return await self._answer(client, query, source, resolver, socket.IPPROTO_TCP)
+            return await self._answer(client, query, source, resolver, socket.IPPROTO_TCP), True
         finally:
-            self._give_back(served)
+            self._load.queries.free(place)
 
     async def _exactly(self, sock: socket.socket, size: int) -> bytes:
         """So many bytes; raises EOFError when the other side ends first."""
@@ -263,19 +282,12 @@ class DnsProxy:
             return None
         return client
 
-    def _take_place(self, client: Client) -> Load | None:
-        """A place for a query, to be given back; None, and counted, if there is none."""
-        served = self._served.setdefault(client.port_id, Load())
-        if served.queries >= MAX_QUERIES or self._total.queries >= MAX_QUERIES_IN_ALL:
+    def _take(self, places: Places, client: Client) -> Place | None:
+        """A place, to be given back; None, and counted, if there is none."""
+        place = places.take(client.port_id)
+        if place is None:
             self.counts["refused"] += 1
-            return None
-        served.queries += 1
-        self._total.queries += 1
-        return served
-
-    def _give_back(self, served: Load) -> None:
-        served.queries -= 1
-        self._total.queries -= 1
+        return place
 
     async def _answer(
         self, client: Client, query: Query, source: Where, resolver: Where, protocol: int
@@ -311,11 +323,12 @@ class DnsProxy:
         with self._socket(resolver, socket.SOCK_DGRAM) as sock:
             sock.connect((resolver, _PORT))  # at once: it sends nothing, and sets whose answers arrive
             await self._loop.sock_sendall(sock, query.sent_as(identity))
-            while True:
+            for _ in range(_MAX_FALSE):
                 answer = await self._loop.sock_recv(sock, tproxy.MAX_PAYLOAD)
                 if is_answer(query, identity, answer):
                     return answer
                 self.counts["bad answers"] += 1
+        raise BadAnswer(f"{_MAX_FALSE} messages came that answer something else")
 
     async def _ask_by_tcp(self, query: Query, resolver: str) -> bytes:
         identity = secrets.randbelow(1 << 16)
@@ -335,14 +348,17 @@ class DnsProxy:
         sock.setblocking(False)
         return sock
 
-    def _begin(self, work: Coroutine[None, None, None], at_its_end: Callable[[], None]) -> None:
+    def _begin(self, work: Coroutine[None, None, None], at_its_end: Callable[[], None]) -> asyncio.Task[None]:
         """A task that is kept until its end, which comes even if it never ran."""
         task = self._loop.create_task(work, name="dns")
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, at_its_end))
+        return task
 
     def _ended(self, at_its_end: Callable[[], None], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         at_its_end()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a look-up failed: %r", error)
+            if not self.counts["failed"]:  # a sandbox must not fill the log
+                log.error("a look-up failed: %r (said once, `doctor` counts)", error)
+            self.counts["failed"] += 1

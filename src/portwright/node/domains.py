@@ -24,7 +24,8 @@ from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.model.port import Port, PortMapping, PortState
 from portwright.node import dns_proxy, opening, steer
 from portwright.node.core import Core
-from portwright.node.dns_proxy import DnsProxy, Load, Refused
+from portwright.node.dns_places import Load
+from portwright.node.dns_proxy import DnsProxy, Refused
 from portwright.node.entries import proxy_look_ups
 from portwright.node.switch import Switch
 
@@ -32,8 +33,10 @@ from portwright.node.switch import Switch
 #: in force what failed once.
 LINGER = 10.0
 #: Words of ``Core.look_ups`` that somebody should look into.
-TROUBLE = frozenset({"refused", "bad answers", "not opened", "unsent"})
+TROUBLE = frozenset({"refused", "bad answers", "not opened", "unsent", "failed"})
 _DNS = 53
+#: Of the time, a look at all flows takes at most one part in so many and one.
+_LOOK_SHARE = 10
 #: At the start of a flow's key.
 _BOTH_ADDRESSES = 32
 
@@ -61,7 +64,14 @@ class Domains:
         #: Of this loop's clock to unix time, which the record has.
         self._epoch = time.time() - loop.time()
         rows = core.store.resolved()
-        self._ledger = Ledger(Entry(*row[:3], row[3] - self._epoch) for row in rows)
+        # The clock may have been set back since: nothing lives longer than an answer of this moment could.
+        latest = loop.time() + MAX_TTL + MOMENT
+        self._ledger = Ledger(Entry(*row[:3], min(row[3] - self._epoch, latest)) for row in rows)
+        #: by namespace, what names did not open there when that was looked at last
+        self._fences: dict[int, opening.Fence] = {}
+        #: policy takes no new addresses before: what takes long leaves others as much time
+        self._rest_until = 0.0
+        self._look_again = 0.0
         self._proxies: dict[int, DnsProxy] = {}
         self._load = Load()
         self._ports: dict[int, int] = {}
@@ -100,7 +110,7 @@ class Domains:
             if mapping.host_port == _DNS
         ]
         self._told = {(port_id, what) for port_id, what in self._told if port_id in self._clients}
-        gone = self._ledger.unasked(asked)
+        gone = {*self._ledger.unasked(asked), *self._fenced_off()}
         if gone:
             self._close(gone)
         for switch in list(self._core.switches.values()):
@@ -113,12 +123,32 @@ class Domains:
         self._quiet &= self._core.switches.keys()
         self._schedule()
 
+    def _fenced_off(self) -> list[Entry]:
+        """What no name opens any more: the host has addresses or networks now that it had not before."""
+        if not len(self._ledger):
+            return []
+        ports = {client.port.host.cookie: client.port for client in self._clients.values()}
+        try:
+            fences = {cookie: opening.fence(self._core, port) for cookie, port in ports.items()}
+        except PortwrightError as error:
+            self._alarm(f"addresses of names can't be judged: {error}")
+            return []
+        others = {cookie for cookie, fence in fences.items() if self._fences.get(cookie) != fence}
+        self._fences = fences
+        return [
+            entry
+            for entry in (self._ledger if others else ())
+            if (client := self._clients.get(entry.port_id)) is not None
+            and client.port.host.cookie in others
+            and not opening.openable(fences[client.port.host.cookie], (entry.address,))
+        ]
+
     def _sync_switch(self, switch: Switch) -> None:
         cookie = switch.ref.cookie
         mine = [c for c in self._clients.values() if c.port.host.cookie == cookie]
         if not mine:
             if cookie not in self._quiet:
-                steer.unsteer(self._core.store, switch)
+                steer.unsteer(self._core.store, switch, self._core.faults)
                 proxy_look_ups(switch, ())
                 self._end(cookie)
                 self._quiet.add(cookie)
@@ -142,7 +172,7 @@ class Domains:
             except KernelFailed:  # somebody flushed the ruleset
                 whole = True
         if whole:
-            steer.steer(self._core.store, switch, reps, self._ports[cookie])
+            steer.steer(self._core.store, switch, reps, self._ports[cookie], self._core.faults)
         self._core.faults.at("dns:steered")
         self._steered[cookie] = reps
 
@@ -190,16 +220,15 @@ class Domains:
             raise Refused(str(error)) from None
         for pattern in patterns:
             for address in opened:
-                self._touched[client.port_id, pattern, address] = Entry(
-                    client.port_id, pattern, address, until
-                )
+                known = self._ledger.entry(client.port_id, pattern, address)  # of an earlier answer, perhaps
+                self._touched[known[:3]] = known
         if not new and not self._waiting:
             self._loop.call_soon(self._record)
             self._schedule(until)
             return
         # Answers of one moment are put in force together.
         if not self._waiting:
-            self._loop.call_soon(self._install)
+            self._loop.call_at(self._rest_until, self._install)
         installed = self._loop.create_future()
         self._waiting.append((installed, new))
         await installed
@@ -212,7 +241,7 @@ class Domains:
         return tuple(name for name in client.names if covers(name, labels))
 
     def _open_to_names(self, port: Port, found: tuple[str, ...]) -> tuple[str, ...]:
-        opened = opening.openable(self._core, port, found)
+        opened = opening.openable(opening.fence(self._core, port), found)
         if closed := [address for address in found if address not in opened]:
             self.counts["not opened"] += len(closed)
             self._tell(port.port_id, "not opened", f"an answer names {closed[0]}, which no name opens")
@@ -223,7 +252,7 @@ class Domains:
     def _install(self) -> None:
         """Puts in force what was learnt since the last time, then lets its answers go."""
         waiting, self._waiting = self._waiting, []
-        why = "policy could not take it"
+        why, began, failed = "policy could not take it", self._loop.time(), list[Entry]()
         try:
             self._core.policies.resolved(self._ledger.table())
             self._core.faults.at("dns:open")
@@ -232,13 +261,15 @@ class Domains:
                     future.set_result(None)
         except PortwrightError as error:
             why = str(error)
-            for _, new in waiting:
-                self._forget(new)
+            failed = [entry for _, new in waiting for entry in new]
+            self._forget(failed)
         finally:
             for future, _ in waiting:
                 if not future.done():
                     future.set_exception(Refused(why))
-        self._record()
+            now = self._loop.time()
+            self._rest_until = now + (now - began)
+        self._record(failed)
         self._schedule()
 
     def _forget(self, entries: Iterable[Entry]) -> None:
@@ -278,8 +309,9 @@ class Domains:
         due = self._ledger.next_due() if due is None else due
         if due is None:
             return
-        # Not more often than once a second: what ends together ends in one change.
-        due = max(due, self._loop.time() + 1)
+        # Not more often than once a second: what ends together ends in one change. And where a look at all
+        # flows takes long, nobody's short TTLs make it go on all the time.
+        due = max(due, self._loop.time() + 1, self._look_again)
         if self._timer is not None:
             if self._timer.when() <= due:
                 return
@@ -296,7 +328,9 @@ class Domains:
         due = self._ledger.due(self._loop.time())
         if not due:  # what the timer was for has been prolonged
             return
+        began = self._loop.time()
         used = await self._used(due)
+        self._look_again = self._loop.time() + _LOOK_SHARE * (self._loop.time() - began)
         self._ledger.keep(used, self._loop.time() + LINGER)
         self._core.look_ups["kept for a connection"] += len(used)
         # What was asked for again meanwhile has a later end.
@@ -331,9 +365,9 @@ class Domains:
         for cookie, pairs in wanted.items():
             switch = self._core.switches.get(cookie)
             if switch is not None:
-                # A descriptor of its own: the switch may close its maps meanwhile.
-                with contextlib.closing(Map(os.dup(switch.maps["pw_conns"].fd))) as flows:
-                    found |= await asyncio.to_thread(_with_flows, flows, pairs)
+                # Of the thread's own, which goes on when this is cancelled, and the switch closes its maps.
+                flows = Map(os.dup(switch.maps["pw_conns"].fd))
+                found |= await asyncio.to_thread(_with_flows, flows, pairs)
         return found
 
     def _tell(self, port_id: str, what: str, sentence: str) -> None:
@@ -350,8 +384,9 @@ class Domains:
 
 def _with_flows(flows: Map, pairs: dict[bytes, list[Entry]]) -> set[Entry]:
     found: set[Entry] = set()
-    for key in flows.keys():  # noqa: SIM118 - a map is no dict
-        found.update(pairs.get(key[:_BOTH_ADDRESSES], ()))
+    with contextlib.closing(flows):
+        for key in flows.keys():  # noqa: SIM118 - a map is no dict
+            found.update(pairs.get(key[:_BOTH_ADDRESSES], ()))
     return found
 
 

@@ -23,7 +23,8 @@ def snapshot_of(
     """Whom there is: an endpoint for each pod or sandbox that has ports, and what else manifests describe.
 
     A Pod manifest of the name of one that has ports lends it its labels and named ports; the addresses are
-    the ports'. ``isolating``: the networks that are not open.
+    the ports'. Else it has the labels of all its ports, of two values of one key the older port's.
+    ``isolating``: the networks that are not open.
     """
     described = {
         (e.namespace, e.name): e
@@ -32,20 +33,31 @@ def snapshot_of(
     }
     running: dict[tuple[str, str], Endpoint] = {}
     homes: dict[str, Home] = {}
-    for port in ports:
+    for port in sorted(ports, key=lambda port: (port.created, port.port_id)):
         home = Home(port.network, (isolating or {}).get(port.network, "open"))
         homes |= {a.address: home for a in port.addresses}
         key = identity(port)
-        known = running.get(key) or described.get(key) or _endpoint(port, manifests)
-        before = known.addresses if key in running else ()
-        mine = (*(a.address for a in port.addresses), *before)
-        running[key] = msgspec.structs.replace(known, addresses=tuple(dict.fromkeys(mine)))
+        known = described.get(key) or _endpoint(port, manifests)
+        mine = tuple(a.address for a in port.addresses)
+        labels = known.labels
+        if key in running:
+            mine = (*mine, *running[key].addresses)
+            labels = {**labels, **running[key].labels}
+        running[key] = msgspec.structs.replace(known, labels=labels, addresses=tuple(dict.fromkeys(mine)))
     if isolating:
         running = {key: labelled(endpoint, homes) for key, endpoint in running.items()}
-    # Only a pod is the port of its name: a network set, a node or a pod on its node's address is another thing.
+    # A port stands for the pod of its name, for no network set, node or pod on its node's address.
     taken = {id(described[key]) for key in running.keys() & described.keys()}
-    rest = (e for e in manifests.snapshot.endpoints if id(e) not in taken)
+    ours = {address for endpoint in running.values() for address in endpoint.addresses}
+    rest = (_without(e, ours) for e in manifests.snapshot.endpoints if id(e) not in taken)
     return msgspec.structs.replace(manifests.snapshot, endpoints=(*running.values(), *rest))
+
+
+def _without(endpoint: Endpoint, ours: set[str]) -> Endpoint:
+    """A pod that is described, without addresses that ports have: its manifest is of another day."""
+    if endpoint.kind is not EndpointKind.WORKLOAD or ours.isdisjoint(endpoint.addresses):
+        return endpoint
+    return msgspec.structs.replace(endpoint, addresses=tuple(a for a in endpoint.addresses if a not in ours))
 
 
 def identity(port: Port) -> tuple[str, str]:

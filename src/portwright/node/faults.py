@@ -26,6 +26,9 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
                                        is none any more
     policy:amend-cells, policy:amend-peers
                                        the generation in force has its new cells; and its new addresses
+    steer:recorded, steer:routed       look-ups are about to be steered; routes are there, but no chain yet
+    unsteer:chains, unsteer:routed, unsteer:done
+                                       of what steers them the chains are gone; the routes too; and the record
     dns:steered, dns:open              a port's look-ups come to the proxy; an answer's addresses are open
                                        and not on record yet
     recover-...                        any of these while a start finishes what an earlier run left

@@ -112,6 +112,9 @@ class Follower:
                 log.info("%s: its %d manifests are in force", self._folder, len(files))
         except PortwrightError as refused:
             error = str(refused)
+        except Exception as bug:  # the loop would say so once; it has to be an alarm, and be tried again
+            log.exception("%s", self._folder)
+            error = f"internal error: {type(bug).__name__}: {bug}; please report it"
         before = self._policies.folder.error
         self._policies.folder = FolderState(path=str(self._folder), error=error)
         if error and error != before:
@@ -138,8 +141,10 @@ class Follower:
         for event in self._inotify.read(timeout=0):
             followed = self._followed.get(event.wd)
             if event.mask & _LOST:
-                self._written.clear()
-                concerned |= followed is not None or bool(event.mask & flags.Q_OVERFLOW)
+                overflow = bool(event.mask & flags.Q_OVERFLOW)
+                # Of one place: what is half written elsewhere is so still.
+                self._written = {w for w in self._written if not overflow and w[0] != event.wd}
+                concerned |= followed is not None or overflow
                 if event.mask & flags.IGNORED:
                     self._followed.pop(event.wd, None)
             elif followed is not None and followed.place.concerns(event.name):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from portwright.domains.names import may_open
+from portwright.domains.names import faces, may_open
 from portwright.kernel import rtnl
 from portwright.model.port import Port, PortMapping
 from portwright.node.core import Core, reach_pairs
@@ -18,24 +19,32 @@ from portwright.policy.rules import Flow
 _PROTOCOLS = {"udp": 17, "tcp": 6}
 
 
-def openable(core: Core, port: Port, found: Iterable[str]) -> tuple[str, ...]:
+class Fence(NamedTuple):
+    """What names don't open to the ports of a host: its own addresses, and its networks' subnets."""
+
+    own: frozenset[str]
+    nets: frozenset[ipaddress.IPv4Network | ipaddress.IPv6Network]
+
+
+def fence(core: Core, port: Port) -> Fence:
+    """That of the port's host, as it is now. Raises KernelFailed."""
+    nets = (one.subnet for network in core.store.networks() for pool in network.pools for one in pool)
+    return Fence(frozenset(_own_addresses(core, port)), frozenset(map(ipaddress.ip_network, nets)))
+
+
+def openable(fence: Fence, found: Iterable[str]) -> tuple[str, ...]:
     """What of an answer may be opened to a port: nothing of this host's, of its networks', or of a link's.
 
     Else whoever answers for a name could open what the host or another tenant keeps to itself.
     """
-    own = _own_addresses(core, port)
-    nets = [
-        ipaddress.ip_network(one.subnet)
-        for network in core.store.networks()
-        for pool in network.pools
-        for one in pool
-    ]
     return tuple(
         address
         for address in found
         if may_open(address)
-        and address not in own
-        and not any(ipaddress.ip_address(address) in net for net in nets)
+        and not any(
+            face in fence.own or any(ipaddress.ip_address(face) in net for net in fence.nets)
+            for face in faces(address)
+        )
     )
 
 

@@ -14,6 +14,7 @@ from portwright.kernel import rtnl
 from portwright.kernel.netlink import Request
 from portwright.kernel.rtnl_rule import rule_add, rule_del
 from portwright.model.errors import KernelFailed, NetlinkFailed
+from portwright.node.faults import Faults
 from portwright.node.switch import Switch
 from portwright.plan import steer as plan
 from portwright.store import Store
@@ -26,10 +27,12 @@ _FAMILIES = ((int(socket.AF_INET), "0.0.0.0/0"), (int(socket.AF_INET6), "::/0"))
 log = logging.getLogger(__name__)
 
 
-def steer(store: Store, switch: Switch, reps: Iterable[str], port: int) -> None:
+def steer(store: Store, switch: Switch, reps: Iterable[str], port: int, faults: Faults) -> None:
     """Has the look-ups of these representors come to the proxy on ``port``, and nobody else's."""
     store.own(KIND, _name(switch), {"mark": plan.mark_of(switch.instance)})
+    faults.at("steer:recorded")
     switch.rtnl.execute(_routing(switch, add=True))
+    faults.at("steer:routed")
     switch.nft.run(plan.steer(switch.instance, reps, port))
 
 
@@ -38,17 +41,20 @@ def change(switch: Switch, *, added: Iterable[str], removed: Iterable[str]) -> N
     switch.nft.run(plan.change(switch.instance, added, removed))
 
 
-def unsteer(store: Store, switch: Switch) -> None:
+def unsteer(store: Store, switch: Switch, faults: Faults) -> None:
     """Takes all of it away, if there is any on record. What can't be taken stays there, for the next time."""
     if not is_steered(store, switch):
         return
     try:
         switch.nft.run(plan.unsteer(switch.instance))
+        faults.at("unsteer:chains")
         switch.rtnl.execute(_routing(switch, add=False))
     except (KernelFailed, NetlinkFailed) as error:
         log.error("look-ups in namespace %s are still steered: %s", _name(switch), error)
         return
+    faults.at("unsteer:routed")
     store.disown(KIND, _name(switch))
+    faults.at("unsteer:done")
 
 
 def is_steered(store: Store, switch: Switch) -> bool:

@@ -2,8 +2,8 @@
 
 An endpoint has one flat set of labels. Those of the pod itself, or of a Calico endpoint, stand under
 their own keys; its namespace's under ``ns:`` + key, its service account's under ``sa:`` + key. A colon is
-no part of a label's name (Kubernetes: ``[A-Za-z0-9-_./]``), so no pod can claim its namespace's labels. A port
-may be labelled with any key; those with a colon are not policy's (manifests/cluster.py).
+no part of a label's name (Kubernetes: ``[A-Za-z0-9-_./]``), so no pod can claim its namespace's labels. A
+port may be labelled with any key; those with a colon are not policy's (manifests/cluster.py).
 
 The operators are apimachinery's and Calico's, who agree: ``NotIn`` and ``!=`` are true where the key is
 absent, ``In`` and the string operators are false there.

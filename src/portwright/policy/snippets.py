@@ -1,8 +1,8 @@
 """A rule for one flow in each kind's own words, to be pasted into a manifest.
 
-The narrowest that the kind can say: a pod by its namespace and all its own labels, anything else by its
-address; the flow's own port. Kinds of Kubernetes know ports of TCP, UDP and SCTP only: for ICMP and the like
-a rule has to allow all traffic of the peer, and :attr:`Snippet.says` tells so.
+The narrowest that the kind can say: a pod by its namespace and all its own labels that a manifest can name,
+anything else by its address; the flow's own port. Kinds of Kubernetes know ports of TCP, UDP and SCTP only:
+for ICMP and the like a rule has to allow all traffic of the peer, and :attr:`Snippet.says` tells so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 
 from portwright.policy.labels import NAMESPACE_NAME, NAMESPACE_PREFIX, In, both
 from portwright.policy.lacks import PROTOCOL_NAMES, flow_text, label_text
+from portwright.policy.manifests.fields import is_label_key, is_label_value
 from portwright.policy.matching import World
 from portwright.policy.rules import (
     ICMP,
@@ -74,16 +75,15 @@ def allowing(kind: str, direction: Direction, other: str, flow: Flow, world: Wor
 
 
 def _who(address: str, world: World) -> _Who:
+    """By labels such as manifests have: a port's may be any text, which a selector would take for its own."""
+    net = _Who("", {}, f"{address}/{128 if ':' in address else 32}")
     endpoint = world.workload(address)
-    name_key = NAMESPACE_PREFIX + NAMESPACE_NAME
-    if endpoint is None or name_key not in endpoint.labels:
-        return _Who("", {}, f"{address}/{128 if ':' in address else 32}")
-    own = {
-        key: value
-        for key, value in sorted(endpoint.labels.items())
-        if ":" not in key and not key.startswith(IMPLIED)
-    }
-    return _Who(endpoint.labels[name_key], own)
+    namespace = endpoint.labels.get(NAMESPACE_PREFIX + NAMESPACE_NAME) if endpoint is not None else None
+    if endpoint is None or not namespace or not is_label_value(namespace):
+        return net
+    all_own = {k: v for k, v in sorted(endpoint.labels.items()) if not k.startswith(IMPLIED) and ":" not in k}
+    own = {key: value for key, value in all_own.items() if is_label_key(key) and is_label_value(value)}
+    return _Who(namespace, own) if own or not all_own else net
 
 
 def _peer(who: _Who) -> Peer:
