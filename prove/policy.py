@@ -38,7 +38,7 @@ def truth(runner: Runner) -> Iterator[Line]:
     ):
         report = run_tests(runner, name, paths)
         yield Line(report.ok, claim, str(report))
-    report = run_tests(runner, "truth-packets", ["tests/netns/test_policy_corpora.py"])
+    report = run_tests(runner, "truth-packets", ["tests/netns/test_policy_states.py"])
     figures = [report.figures.get(name, 0) for name in ("states", "allowed_pairs", "denied_pairs")]
     claim = "each distinct state by real packets, an allowed and a denied pair where it has both"
     yield Line(report.ok and min(figures) >= _STATES, claim, str(report))
