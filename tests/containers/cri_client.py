@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from grpc_tools import protoc
 
+from tests.deadline import wait_until
 from tests.fix_containerd import PAUSE_IMAGE, Runtimes
 
 PROTO = Path(__file__).with_name("cri.proto")
@@ -45,7 +46,17 @@ class Cri:
             request_serializer=type(request).SerializeToString,
             response_deserializer=getattr(self._m, f"{method}Response").FromString,
         )
-        return ask(request, timeout=_CALL_WITHIN, wait_for_ready=True)
+
+        def answer() -> Any:
+            try:
+                return ask(request, timeout=_CALL_WITHIN, wait_for_ready=True)
+            except grpc.RpcError as error:
+                # A containerd that was just started listens before it serves.
+                if error.details() != "server is not initialized yet":
+                    raise
+                return None
+
+        return wait_until(answer, _CALL_WITHIN, f"containerd to serve {method}")
 
     def pod(self, name: str, **config: Any) -> Pod:
         """RunPodSandbox. ``config`` are further fields of PodSandboxConfig."""

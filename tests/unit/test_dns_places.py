@@ -32,6 +32,11 @@ def test_a_port_has_so_many() -> None:
     assert places.take("p") is None
 
 
+async def forever() -> None:
+    """What a place is taken for, until it is cancelled."""
+    await asyncio.Event().wait()
+
+
 @pytest.mark.asyncio
 async def test_who_holds_most_gives_way() -> None:
     """When all are taken the port with the most loses its oldest to one that has less; and none to one of the
@@ -39,7 +44,7 @@ async def test_who_holds_most_gives_way() -> None:
     places = Places(4, 8)
     greedy = [*taken(places, "p", 4), *taken(places, "q", 4)]
     for place in greedy:
-        place.task = asyncio.create_task(asyncio.sleep(60))
+        place.task = asyncio.create_task(forever())
 
     assert places.take("p") is None
     assert [places.take("r") is not None for _ in range(3)] == [True, True, False]

@@ -14,6 +14,10 @@ MAX_QUERIES, MAX_QUERIES_IN_ALL = 64, 512
 MAX_CONNECTIONS, MAX_CONNECTIONS_IN_ALL = 16, 128
 
 
+class Refused(Exception):
+    """The answer can't be let through: a bound is reached, or policy could not take it."""
+
+
 class Place:
     """One that is taken, until ``Places.free``. ``task``: what is cancelled to make room."""
 

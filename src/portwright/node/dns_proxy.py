@@ -31,7 +31,7 @@ from portwright.domains.message import (
 from portwright.kernel import netns, tproxy
 from portwright.kernel.tproxy import Datagram, Where
 from portwright.model.errors import KernelFailed
-from portwright.node.dns_places import Load, Place, Places
+from portwright.node.dns_places import Load, Place, Places, Refused
 from portwright.plan.steer import RATE
 
 #: Seconds: for a resolver's answer, for a message of TCP once it has begun, and between two of them.
@@ -47,10 +47,6 @@ _MAX_FALSE = 16
 _PAUSE = 1.0
 
 log = logging.getLogger(__name__)
-
-
-class Refused(Exception):
-    """The answer can't be let through: a bound is reached, or policy could not take it."""
 
 
 class Client(Protocol):

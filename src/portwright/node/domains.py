@@ -13,21 +13,23 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from portwright.dataplane import values
 from portwright.domains.ledger import MAX_TTL, MOMENT, Entry, Ledger, TooMany
-from portwright.domains.message import Query
 from portwright.domains.names import covers
 from portwright.kernel.bpf import Map
 from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.model.port import Port, PortMapping, PortState
-from portwright.node import dns_proxy, opening, steer
+from portwright.node import opening, steer
 from portwright.node.core import Core
-from portwright.node.dns_places import Load
-from portwright.node.dns_proxy import DnsProxy, Refused
+from portwright.node.dns_places import Load, Refused
 from portwright.node.entries import proxy_look_ups
 from portwright.node.switch import Switch
+
+if TYPE_CHECKING:
+    from portwright.domains.message import Query
+    from portwright.node.dns_proxy import Client, DnsProxy
 
 #: Seconds between two looks for connections to an address whose TTL is over, and between two tries to put
 #: in force what failed once.
@@ -156,6 +158,9 @@ class Domains:
         self._quiet.discard(cookie)
         proxy = self._proxies.get(cookie)
         if proxy is None:
+            # Not before: dnspython takes a tenth of a daemon's start, and most policies name no domains.
+            from portwright.node.dns_proxy import DnsProxy  # noqa: PLC0415 - see above
+
             proxy = DnsProxy(switch.fd, self, self.counts, self._load)
             self._ports[cookie] = proxy.start()
             self._proxies[cookie] = proxy
@@ -195,18 +200,18 @@ class Domains:
 
     # -- what the proxies ask --------------------------------------------------------------------
 
-    def wants(self, client: dns_proxy.Client, query: Query) -> bool:
+    def wants(self, client: Client, query: Query) -> bool:
         """Whether a rule of the client's asks for this name."""
         return bool(self._patterns(client.port_id, query))
 
-    def may_ask(self, client: dns_proxy.Client, source: str, resolver: str, protocol: int) -> bool:
+    def may_ask(self, client: Client, source: str, resolver: str, protocol: int) -> bool:
         """Whether the client may be brought to this resolver; :func:`opening.may_ask`."""
         known = self._clients.get(client.port_id)  # None: its policy has changed since it asked
         return known is not None and opening.may_ask(
             self._core, known.port, self._behind, source=source, resolver=resolver, protocol=protocol
         )
 
-    async def learn(self, client: dns_proxy.Client, query: Query, found: tuple[str, ...], ttl: int) -> None:
+    async def learn(self, client: Client, query: Query, found: tuple[str, ...], ttl: int) -> None:
         """Returns once these addresses are open to the client. Raises Refused, and then none of them is."""
         patterns = self._patterns(client.port_id, query)
         opened = self._open_to_names(self._clients[client.port_id].port, found) if patterns else ()
