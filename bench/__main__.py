@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import policy, report
+from bench import costs, policy, report
 from bench.figures import Part
 from bench.scale import scale
 from bench.traffic import latency, stream
@@ -66,7 +66,7 @@ def main() -> int:
             options.json.write_bytes(body)
         sys.stdout.write(report.text(result))
     if options.doc:
-        report.DOC.write_text(report.document(result))
+        report.DOC.write_text(report.document(result, costs.section()))
     return 0
 
 

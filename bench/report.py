@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,11 @@ def text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def document(report: Report) -> str:
-    """docs/performance.md: goals, every figure with its command, and the notes of bench/notes.md."""
+def document(report: Report, counted: Sequence[str] = ()) -> str:
+    """docs/performance.md: goals, every figure with its command, and the notes of bench/notes.md.
+
+    ``counted``: lines of what is counted and not timed, before the notes.
+    """
     when = time.strftime("%Y-%m-%d", time.gmtime(report.begun))
     lines = [
         "# Performance",
@@ -111,7 +115,7 @@ def document(report: Report) -> str:
             lines.append(f"- {key}: {value}")
         if part.facts:
             lines.append("")
-    return "\n".join(lines) + "\n" + _NOTES.read_text()
+    return "\n".join([*lines, *counted]) + "\n" + _NOTES.read_text()
 
 
 def _table(series: Series) -> list[str]:
