@@ -124,34 +124,28 @@ struct pw_tcp_head {
 	__u8 flags;
 } __attribute__((packed));
 
-/* Ports and TCP's flags, or the ICMP type, of a packet that carries its layer 4 header. */
-PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
+/* What neither TCP nor UDP is. A function, so that the verifier looks at it once. */
+__noinline int pw_parse_rare_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 {
-	__u32 end = ETH_HLEN + pkt->l3_len;
-	struct pw_tcp_head head;
+	__be16 ports[2];
+	__u32 end;
+	__u8 chunk;
 
+	if (!pkt)
+		return PW_R_TRUNCATED;
+	end = ETH_HLEN + pkt->l3_len;
 	switch (pkt->proto) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
 	case IPPROTO_UDPLITE:
-		/* What lies behind the packet's end is padding, and no header. */
-		if (pkt->proto == IPPROTO_TCP && pkt->l4_off + sizeof(head) <= end &&
-		    !bpf_skb_load_bytes(skb, pkt->l4_off, &head, sizeof(head))) {
-			pkt->tcp_flags = head.flags;
-			pkt->tcp_len = (head.offset >> 4) * 4;
-			if ((head.flags & 0x12) == 0x02) /* SYN without ACK */
-				pkt->flags |= PW_P_OPENS;
-		} else if (pkt->l4_off + sizeof(head.ports) > end ||
-			   bpf_skb_load_bytes(skb, pkt->l4_off, head.ports, sizeof(head.ports))) {
+		if (pkt->l4_off + sizeof(ports) > end ||
+		    bpf_skb_load_bytes(skb, pkt->l4_off, ports, sizeof(ports)))
 			return PW_R_TRUNCATED;
-		}
-		pkt->be_sport = head.ports[0];
-		pkt->be_dport = head.ports[1];
+		pkt->be_sport = ports[0];
+		pkt->be_dport = ports[1];
 		pkt->flags |= PW_P_PORTS;
 		/* SCTP's INIT is its packet's only chunk (RFC 9260, 6.10). */
 		if (pkt->proto == IPPROTO_SCTP && pkt->l4_off + 13 <= end &&
-		    !bpf_skb_load_bytes(skb, pkt->l4_off + 12, &head.flags, 1) && head.flags == 1)
+		    !bpf_skb_load_bytes(skb, pkt->l4_off + 12, &chunk, 1) && chunk == 1)
 			pkt->flags |= PW_P_OPENS;
 		return 0;
 	case IPPROTO_ICMP:
@@ -165,8 +159,32 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 			bpf_skb_load_bytes(skb, pkt->l4_off + 4, &pkt->be_icmp_id, 2);
 		if (!pw_icmp_reply(pkt->icmp_type))
 			pkt->flags |= PW_P_OPENS;
-		return 0;
 	}
+	return 0;
+}
+
+/* Ports and TCP's flags, or the ICMP type, of a packet that carries its layer 4 header. */
+PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
+{
+	__u32 end = ETH_HLEN + pkt->l3_len;
+	struct pw_tcp_head head;
+
+	if (pkt->proto != IPPROTO_TCP && pkt->proto != IPPROTO_UDP)
+		return pw_parse_rare_l4(skb, pkt);
+	/* What lies behind the packet's end is padding, and no header. */
+	if (pkt->proto == IPPROTO_TCP && pkt->l4_off + sizeof(head) <= end &&
+	    !bpf_skb_load_bytes(skb, pkt->l4_off, &head, sizeof(head))) {
+		pkt->tcp_flags = head.flags;
+		pkt->tcp_len = (head.offset >> 4) * 4;
+		if ((head.flags & 0x12) == 0x02) /* SYN without ACK */
+			pkt->flags |= PW_P_OPENS;
+	} else if (pkt->l4_off + sizeof(head.ports) > end ||
+		   bpf_skb_load_bytes(skb, pkt->l4_off, head.ports, sizeof(head.ports))) {
+		return PW_R_TRUNCATED;
+	}
+	pkt->be_sport = head.ports[0];
+	pkt->be_dport = head.ports[1];
+	pkt->flags |= PW_P_PORTS;
 	return 0;
 }
 
