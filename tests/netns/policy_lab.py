@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from tests.deadline import wait_until
 from tests.fix_daemon import Daemon, Sandbox
 from tests.fix_netns import TestNetns
 
@@ -49,6 +50,11 @@ def connect(ns: TestNetns, address: str, port: int, timeout: float = 3) -> socke
     return sock
 
 
+def connected(sock: socket.socket) -> bool:
+    """Whether a TCP connection is established."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 1
+
+
 class Probe:
     """Connections between sandboxes, judged by drop counters and not by time-outs."""
 
@@ -70,8 +76,10 @@ class Probe:
         with closing(sock):
             sock.setblocking(False)
             sock.connect_ex((address, port))
-            # The veth's way is synchronous: the SYN has been judged, and answered, by now.
-            connected = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 1
-        denied = self.denied() > before
-        assert connected != denied, f"connected {connected}, denied {denied}"
-        return connected
+            # Most often at once, for a veth's way is synchronous; later where ksoftirqd has taken over.
+            wait_until(
+                lambda: connected(sock) or self.denied() > before, why="a SYN to be judged and answered"
+            )
+            is_connected, is_denied = connected(sock), self.denied() > before
+        assert is_connected != is_denied, f"connected {is_connected}, denied {is_denied}"
+        return is_connected

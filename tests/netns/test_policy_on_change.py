@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from portwright.model.port import PortMapping
-from tests.deadline import wait_until
+from tests.deadline import wait_readable, wait_until
 from tests.fix_daemon import HOST4, HOST6, PORTWRIGHT, WORLD4, WORLD6, Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
 from tests.netns.policy_lab import Probe, connect, listening
@@ -43,10 +43,20 @@ def accepted(listener: socket.socket) -> socket.socket:
     return made
 
 
-def carries(source: socket.socket, target: socket.socket) -> bool:
-    """Whether a byte arrives. The veth's way is synchronous: what was let through is there at once."""
+def carry(source: socket.socket, target: socket.socket) -> None:
+    """A byte arrives."""
     source.send(b"x")
-    return bool(select.select([target], [], [], 0)[0]) and target.recv(16) == b"x"
+    wait_readable(target.fileno(), why="a byte of an open connection")
+    assert target.recv(16) == b"x"
+
+
+def is_refused(daemon: Daemon, source: socket.socket, target: socket.socket) -> None:
+    """A byte is dropped by policy, and none arrives."""
+    probe = Probe(daemon)
+    before = probe.denied()
+    source.send(b"x")
+    wait_until(lambda: probe.denied() > before, why="a byte to be refused")
+    assert not select.select([target], [], [], 0)[0]
 
 
 @pytest.mark.parametrize("who", [INGRESS, EGRESS], ids=["ingress", "egress"])
@@ -66,11 +76,11 @@ def test_keep_leaves_open_connections_alone(
     ):
         for number in range(3):
             api.policy_apply([*closed("keep", who), (f"{number}.yaml", "")])
-            assert carries(one, other), number
-            assert carries(other, one), number
+            carry(one, other)
+            carry(other, one)
             assert not Probe(daemon).reaches(client, address, 80)
         api.policy_apply(closed("recheck", who))
-        assert not carries(one, other)
+        is_refused(daemon, one, other)
 
 
 @pytest.mark.parametrize("who", [INGRESS, EGRESS], ids=["ingress", "egress"])
@@ -83,7 +93,7 @@ def test_reset_tells_both_ends(
     address = web.ip4 if family == 4 else web.ip6
     with listening(web.ns, 80) as listener, daemon.client() as api:
         with closing(connect(client.ns, address, 80)) as one, closing(accepted(listener)) as other:
-            assert carries(one, other)
+            carry(one, other)
             api.policy_apply(closed("reset", who))
             one.send(bytes(20_000))
             with pytest.raises(ConnectionResetError):
