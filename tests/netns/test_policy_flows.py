@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from portwright.dataplane.abi import PwConn, PwPolicyConst, PwPort
+from portwright.dataplane.abi import PwConn, PwConnFlag, PwPolicyConst, PwPort
 from portwright.kernel.bpf import Map
 from tests.deadline import wait_until
 from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
@@ -177,3 +177,23 @@ def test_a_burst_of_flows_is_known_and_forgotten(
             wait_until(
                 lambda: (table.flows(client), table.tickets()) == (0, 0), why="their tickets to be gone"
             )
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["policies change", "policies go"])
+def test_the_end_of_a_flow_is_seen_after_a_change(
+    daemon: Daemon, table: Table, sandboxes: SandboxFactory, gone: bool
+) -> None:
+    """A connection of which the first packet after a change of policy is its RST has ended: it is not kept
+    for the day for which a living one may be idle."""
+    web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
+    with listening(web.ns, 80), daemon.client() as api:
+        api.policy_apply([("web.yaml", WEB)])
+        sock = connect(client.ns, web.ip4, 80)
+        if gone:
+            api.policy_delete(["web.yaml"])
+        else:
+            api.policy_apply([("quiet.yaml", QUIET)])
+        _reset(sock)
+        flags = [PwConn.unpack(raw).flags for _, raw in table.conns.items()]
+    assert flags
+    assert all(each & PwConnFlag.CF_RESET and each & PwConnFlag.CF_REPLIED for each in flags)

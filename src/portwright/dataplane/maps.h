@@ -59,6 +59,7 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } pw_events SEC(".maps");
 
+/* By reason: those there are, and those that will be. */
 PW_MAP(pw_budget, PERCPU_ARRAY, 64, 0, __u32, struct pw_budget);
 
 PW_MAP(pw_trace, ARRAY, 1, 0, __u32, struct pw_trace);

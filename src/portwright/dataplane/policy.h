@@ -333,13 +333,10 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 	if (known) {
 		answers = first != !!(known->flags & PW_CF_FIRST_OPENED);
 		open = pw_is_of(pkt, known, sides, answers);
-		if (!open) {
+		if (open && known->generation == generation)
+			goto seen;
+		if (!open)
 			answers = false;
-		} else if (known->generation == generation) {
-			if (!pw_traced(skb))
-				pw_conn_seen(known, tcp, first);
-			return 0;
-		}
 	}
 	conn = (struct pw_conn){ .generation = generation, .sides = sides };
 	if (generation) {
@@ -399,7 +396,7 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 			known->sides = sides;
 		if (!open)
 			known->flags = first ? PW_CF_FIRST_OPENED : 0;
-		return 0;
+		goto seen;
 	}
 	if (!generation && (tcp & (PW_TCP_SYN | PW_TCP_ACK)) != PW_TCP_SYN)
 		return 0; /* of a flow that nobody saw opened */
@@ -411,6 +408,10 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 		conn.ifindex = skb->ingress_ifindex;
 	reason = pw_conn_open(&key, &conn, port);
 	return generation ? reason : 0;
+seen:
+	if (!pw_traced(skb))
+		pw_conn_seen(known, tcp, first);
+	return 0;
 }
 
 /*
@@ -482,13 +483,11 @@ __noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, __u32 outs
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
-/* Is it a RST of pw_reset()? A function, so that ctx is used at its fields' own places. */
-__noinline int pw_is_reset(struct __sk_buff *skb)
+/* A function, so that ctx is used at its fields' own places. */
+__noinline int pw_unmark(struct __sk_buff *skb)
 {
-	if (skb->mark != PW_RESET_MARK)
-		return false;
 	skb->mark = 0;
-	return true;
+	return 0;
 }
 
 /* The end of a packet that policy refuses: counted, and where the rule says so its sender is told. */

@@ -144,8 +144,8 @@ PW_INLINE __u32 pw_judge(struct __sk_buff *skb, struct pw_packet *pkt, struct pw
 
 	if (!in_force)
 		return PW_R_NOT_READY;
-	if (pw_is_reset(skb))
-		return 0;
+	if (skb->mark == PW_RESET_MARK)
+		return pw_unmark(skb); /* a RST of pw_reset() */
 	/* Read once: all of the verdict is of one generation. */
 	generation = READ_ONCE(*in_force);
 	if (!generation && !(pkt->tcp_flags & (PW_TCP_SYN | PW_TCP_FIN | PW_TCP_RST)))
