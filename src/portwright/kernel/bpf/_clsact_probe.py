@@ -1,23 +1,20 @@
-"""Try clsact and a BPF filter where nothing can be left over: in a namespace of a thread's own.
+"""Try clsact and a BPF filter where nothing can be left over.
 
-The namespace belongs to one short-lived thread, nothing names it, and so the kernel
-takes it down, with its loopback device and our qdisc on that, when the thread ends.
 The four messages are written out here because a probe should not need the netlink
 library whose kernel it is about to judge.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import struct
-import threading
+from functools import partial
 from typing import Final
 
+from portwright.kernel.bpf._apart import apart
 from portwright.model.errors import KernelFailed
 
-_CLONE_NEWNET: Final = 0x40000000
 _RTM_NEWQDISC, _RTM_NEWTFILTER = 36, 44  # linux/rtnetlink.h
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400  # linux/netlink.h
 _TCA_KIND, _TCA_OPTIONS, _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 1, 2, 6, 7, 8
@@ -25,31 +22,13 @@ _TC_H_CLSACT, _TC_H_MIN_INGRESS = 0xFFFFFFF1, 0xFFFFFFF2  # linux/pkt_sched.h
 _LOOPBACK: Final = 1
 _ETH_P_ALL: Final = 3
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def try_clsact(program_fd: int) -> str:
     """Attach a classifier through clsact; what was done. KernelFailed when the kernel can't."""
-    said: list[str | BaseException] = []
-
-    def inside() -> None:
-        try:
-            said.append(_inside(program_fd))
-        except BaseException as error:  # noqa: BLE001 -- raised again by the caller's thread
-            said.append(error)
-
-    thread = threading.Thread(target=inside, name="pw-clsact-probe")
-    thread.start()
-    thread.join()
-    (outcome,) = said
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+    return apart(partial(_inside, program_fd), "pw-clsact-probe")
 
 
 def _inside(program_fd: int) -> str:
-    if _libc.unshare(_CLONE_NEWNET) != 0:
-        raise KernelFailed(ctypes.get_errno(), "make a network namespace to probe in")
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
         sock.settimeout(5)
         kind = _attr(_TCA_KIND, b"clsact\0")
