@@ -20,36 +20,32 @@ _TIMES = 1000  # updates under traffic, and ports that start under fire
 
 def truth(runner: Runner) -> Iterator[Line]:
     """The corpora through the engine, the compiled tables, the programs, and real connections."""
-    for name, claim, paths in (
-        (
-            "truth-engine",
-            "truth tables through the pure engine",
-            [
-                "tests/unit/test_policy_corpora.py",
-                "tests/unit/test_policy_calico_programs.py",
-                "tests/unit/test_policy_selector.py",
-            ],
-        ),
-        (
-            "truth-programs",
-            "truth tables through the programs (BPF_PROG_TEST_RUN)",
-            ["tests/dataplane/test_policy_tables.py"],
-        ),
-    ):
-        report = run_tests(runner, name, paths)
-        yield Line(report.ok, claim, str(report))
+    yield _shown(
+        runner,
+        "truth-engine",
+        "truth tables through the pure engine",
+        "tests/unit/test_policy_corpora.py",
+        "tests/unit/test_policy_calico_programs.py",
+        "tests/unit/test_policy_selector.py",
+    )
+    yield _shown(
+        runner,
+        "truth-programs",
+        "truth tables through the programs (BPF_PROG_TEST_RUN)",
+        "tests/dataplane/test_policy_tables.py",
+    )
     report = run_tests(runner, "truth-packets", ["tests/netns/test_policy_states.py"])
     figures = [report.figures.get(name, 0) for name in ("states", "allowed_pairs", "denied_pairs")]
     claim = "each distinct state by real packets, an allowed and a denied pair where it has both"
     yield Line(report.ok and min(figures) >= _STATES, claim, str(report))
-    report = run_tests(runner, "truth-live", ["tests/netns/test_policy_matrix_live.py"])
-    yield Line(report.ok, "policy matrix --live sends every cell, and leaves nothing", str(report))
+    claim = "policy matrix --live sends every cell, and leaves nothing"
+    yield _shown(runner, "truth-live", claim, "tests/netns/test_policy_matrix_live.py")
 
 
 def mutants(runner: Runner) -> Iterator[Line]:
     """Wrong engines."""
-    report = run_tests(runner, "mutants", ["tests/unit/test_policy_mutants.py"])
-    yield Line(report.ok, "at least 60 wrong engines are each caught by the corpora", str(report))
+    claim = "at least 60 wrong engines are each caught by the corpora"
+    yield _shown(runner, "mutants", claim, "tests/unit/test_policy_mutants.py")
 
 
 def fuzzing(runner: Runner) -> Iterator[Line]:
@@ -58,8 +54,8 @@ def fuzzing(runner: Runner) -> Iterator[Line]:
     enough = report.figures.get("packets", 0) >= _PACKETS
     claim = f"engine, data path and nft agree on {_PACKETS:,} generated packets"
     yield Line(report.ok and enough, claim, str(report))
-    report = run_tests(runner, "fuzz-tables", ["tests/unit/test_policy_compile.py"])
-    yield Line(report.ok, "engine and compiled tables name the same rule of generated ones", str(report))
+    claim = "engine and compiled tables name the same rule of generated ones"
+    yield _shown(runner, "fuzz-tables", claim, "tests/unit/test_policy_compile.py")
 
 
 def atomicity(runner: Runner) -> Iterator[Line]:
@@ -81,22 +77,20 @@ def atomicity(runner: Runner) -> Iterator[Line]:
         path = f"tests/netns/test_policy_atomic.py::{test}"
         report = run_tests(runner, name, [path], env={"PWT_TIMES": str(_TIMES)})
         yield Line(report.ok and report.figures.get(figure, 0) >= _TIMES, claim, str(report))
-    report = run_tests(runner, "kill-policy", ["tests/faults/test_kill_policy.py"])
-    yield Line(report.ok, "SIGKILL at every step of apply: old or new, never a third", str(report))
+    claim = "SIGKILL at every step of apply: old or new, never a third"
+    yield _shown(runner, "kill-policy", claim, "tests/faults/test_kill_policy.py")
 
 
 def reasons(runner: Runner) -> Iterator[Line]:
     """Every deny has a reason that mends it."""
-    report = run_tests(runner, "reasons", ["tests/unit/test_policy_explain.py"])
     claim = "every deny in the corpora has a reason that, mended, flips the verdict"
-    yield Line(report.ok, claim, str(report))
+    yield _shown(runner, "reasons", claim, "tests/unit/test_policy_explain.py")
 
 
 def evasion(runner: Runner) -> Iterator[Line]:
     """Packets made to slip by."""
-    report = run_tests(runner, "evasion", ["tests/netns/test_policy_evasion.py"])
     claim = "fragments, extension headers, out-of-state TCP, ICMP, port reuse, odd addresses: as specified"
-    yield Line(report.ok, claim, str(report))
+    yield _shown(runner, "evasion", claim, "tests/netns/test_policy_evasion.py")
 
 
 def performance(runner: Runner) -> Iterator[Line]:
@@ -132,13 +126,22 @@ def built(runner: Runner) -> Iterator[Line]:
             "dry runs and staged policies say which pairs change, and change nothing",
             "tests/netns/test_policy_whatif.py",
         ),
+        (
+            "source-ports",
+            "rules that ask for the sender's port, by both sides, on answers too",
+            "tests/netns/test_policy_sources.py",
+        ),
     ):
-        report = run_tests(runner, name, [path])
-        yield Line(report.ok, claim, str(report))
+        yield _shown(runner, name, claim, path)
     yield Line(
         False, "host endpoints: untracked (XDP), before DNAT, on forwarded traffic, failsafes", _ABSENT
     )
-    yield Line(False, "source ports in Calico's rules", _ABSENT)
+
+
+def _shown(runner: Runner, name: str, claim: str, *paths: str) -> Line:
+    """A claim that these tests show; the line's figure is their report."""
+    report = run_tests(runner, name, paths)
+    return Line(report.ok, claim, str(report))
 
 
 PROOFS = (

@@ -95,6 +95,12 @@ _ranges = st.one_of(
     st.sampled_from((PortRange(80, 80), PortRange(53, 53), PortRange(80, 81), PortRange(0, 65_535))),
     st.builds(lambda a, b: PortRange(min(a, b), max(a, b)), st.sampled_from(PORTS), st.sampled_from(PORTS)),
 )
+
+
+def _seldom(strategy: st.SearchStrategy[tuple[object, ...]]) -> st.SearchStrategy[tuple[object, ...]]:
+    return st.one_of(st.just(()), st.just(()), strategy)
+
+
 traffics: st.SearchStrategy[Traffic] = st.one_of(
     st.builds(
         Traffic,
@@ -102,6 +108,8 @@ traffics: st.SearchStrategy[Traffic] = st.one_of(
         ports=st.lists(_ranges, max_size=2).map(tuple),
         names=st.lists(st.sampled_from(NAMES), max_size=2, unique=True).map(tuple),
         ip_version=st.sampled_from((None, None, 4, 6)),
+        source_ports=_seldom(st.lists(_ranges, max_size=2).map(tuple)),
+        source_names=_seldom(st.lists(st.sampled_from(NAMES), max_size=2, unique=True).map(tuple)),
     ),
     st.builds(  # a code only with its type: 256 types' codes are more intervals than a set may have
         Traffic,
@@ -196,14 +204,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     )
 
 
-def flows() -> tuple[Flow, ...]:
-    """Every service between every two addresses of a family."""
+def flows(*source_ports: int) -> tuple[Flow, ...]:
+    """Every service between every two addresses of a family, from each of these ports."""
     return tuple(
         Flow(
             source=source,
             destination=destination,
             protocol=protocol,
-            source_port=None if port is None else 40_000,
+            source_port=None if port is None else source_port,
             port=port,
             icmp_type=kind,
             icmp_code=code,
@@ -212,6 +220,7 @@ def flows() -> tuple[Flow, ...]:
         for source in family
         for destination in family
         for protocol, port, kind, code in SERVICES
+        for source_port in (source_ports if port is not None else source_ports[:1])
     )
 
 

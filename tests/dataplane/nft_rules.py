@@ -12,8 +12,7 @@ the packet's mark climbs, one step for each of the rule's fields::
     meta mark 3 <not traffic>   meta mark set 0     likewise
     meta mark 3                 goto, or return
 
-No connection tracking: each packet is the first of its connection. Rules that ask for the sender's port are
-refused, as they are by the data path.
+No connection tracking: each packet is the first of its connection.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import ipaddress
+import itertools
 import json
 import os
 import struct
@@ -42,6 +42,7 @@ from portwright.policy.rules import (
     Peer,
     Policy,
     PolicySet,
+    PortRange,
     Rule,
     Snapshot,
     Tier,
@@ -196,8 +197,6 @@ class _Rendering:
 
     def traffic(self, traffic: Traffic) -> Iterator[str]:
         """The matches of what a packet is; each alternative has its own."""
-        if traffic.source_ports or traffic.source_names:
-            raise NotImplementedError("the data path has no source ports to compare with")
         families = (4, 6) if traffic.ip_version is None else (traffic.ip_version,)
         version = "" if traffic.ip_version is None else f"meta nfproto ipv{traffic.ip_version} "
         protocol = "" if traffic.protocol is None else f"meta l4proto {traffic.protocol} "
@@ -208,17 +207,33 @@ class _Rendering:
             code = "" if traffic.icmp_code is None else f"@th,8,8 {traffic.icmp_code} "
             yield version + (protocol or f"meta l4proto {{ {ICMP}, {ICMP6} }} ") + kind + code
             return
-        if not traffic.ports and not traffic.names:
+        asked = {
+            end: (ports, names)
+            for end, ports, names in (
+                ("d", traffic.ports, traffic.names),
+                ("s", traffic.source_ports, traffic.source_names),
+            )
+            if ports or names
+        }
+        if not asked:
             yield version + protocol
             return
         for number in sorted(PORT_PROTOCOLS if traffic.protocol is None else {traffic.protocol}):
             if number not in PORT_PROTOCOLS:
                 continue
-            for ports in traffic.ports:
-                yield f"{version}meta l4proto {number} th dport {ports.first}-{ports.last}"
             for family in families:
-                if named := self.named(traffic.names, number, family):
-                    yield f"meta l4proto {number} {_WORD[family]} daddr . th dport {{ {', '.join(named)} }}"
+                ways = (list(self.ports(end, *of, number, family)) for end, of in asked.items())
+                for both in itertools.product(*ways):
+                    yield " ".join((f"meta nfproto ipv{family} meta l4proto {number}", *both))
+
+    def ports(
+        self, end: str, ports: tuple[PortRange, ...], names: tuple[str, ...], protocol: int, family: int
+    ) -> Iterator[str]:
+        """The matches of one end's port ("s" or "d"), by number and by the name that this end gives it."""
+        for each in ports:
+            yield f"th {end}port {each.first}-{each.last}"
+        if named := self.named(names, protocol, family):
+            yield f"{_WORD[family]} {end}addr . th {end}port {{ {', '.join(named)} }}"
 
     def named(self, names: tuple[str, ...], protocol: int, family: int) -> list[str]:
         """``address . port`` of each endpoint that calls one of its ports so under this protocol."""

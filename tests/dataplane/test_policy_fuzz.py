@@ -323,6 +323,7 @@ WRONG: Final[dict[str, Callable[[Judges], Judge]]] = {
         of_traffic(lambda traffic: replace(traffic, ports=tuple(map(shorter, traffic.ports))))
     ),
     "nft: ipVersion is ignored": by_nft(of_traffic(lambda traffic: replace(traffic, ip_version=None))),
+    "nft: source ports are ignored": by_nft(of_traffic(lambda traffic: replace(traffic, source_ports=()))),
     "nft: what is not the traffic is ignored": by_nft(of_rules(lambda rule: replace(rule, not_traffic=()))),
     "nft: a port's name is of any protocol": by_nft(names_of_any_protocol),
     "programs: tiers have no default": by_programs(without_tier_defaults),

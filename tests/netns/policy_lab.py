@@ -68,13 +68,15 @@ class Probe:
                 d.packets for d in client.drops() if d.reason in ("policy", "not_ready", "fragment_order")
             )
 
-    def reaches(self, source: Sandbox, address: str, port: int) -> bool:
+    def reaches(self, source: Sandbox, address: str, port: int, *, source_port: int = 0) -> bool:
         """Whether a TCP connection is made; a denied SYN shows at once in the counters."""
         before = self.denied()
         with source.ns.entered():
             sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         with closing(sock):
             sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", source_port))
             sock.connect_ex((address, port))
             # Most often at once, for a veth's way is synchronous; later where ksoftirqd has taken over.
             wait_until(

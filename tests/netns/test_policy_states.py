@@ -59,7 +59,7 @@ _PORTS = (TCP, UDP, SCTP)
 #: Where a state's own rows are of one kind, these are tried for the other.
 _SERVICES = ((TCP, 80), (TCP, 81), (UDP, 80), (SCTP, 80))
 #: What is refused at apply, by a word of the refusal.
-_NOT_ENFORCED = ("domainNames", "Log", "staged", "source.ports")
+_NOT_ENFORCED = ("domainNames", "Log", "staged")
 _IMPLIED = {CALICO_NAME, CALICO_NAMESPACE, CALICO_ORCHESTRATOR, CALICO_SERVICE_ACCOUNT}
 
 

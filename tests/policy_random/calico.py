@@ -115,8 +115,10 @@ class Calico(Dice):
         echo = {4: "ICMP", 6: "ICMPv6"}[family]
         protocol = self.one((None, None, None, "TCP", "TCP", "UDP", "SCTP", echo, self.one(OTHERS)))
         ports: list[int | str] = list(NAMES)
+        ephemeral: list[int | str] = []
         if protocol in PROTOCOLS:
             ports += [*PORTS, "80:8080", "1:52", "443:65535"]
+            ephemeral += [49_152, "1024:49151"]
         has_ports = protocol is None or protocol in PROTOCOLS
         other, own = ("source", "destination") if kind == "Ingress" else ("destination", "source")
         entities: dict[str, dict[str, Any]] = {
@@ -128,6 +130,12 @@ class Calico(Dice):
                 {
                     "ports": self.maybe(0.4, lambda: self.some(ports)),
                     "notPorts": self.maybe(0.2, lambda: self.some(ports)),
+                }
+            )
+            entities["source"] |= given(
+                {
+                    "ports": self.maybe(0.12, lambda: self.some([*ports, *ephemeral])),
+                    "notPorts": self.maybe(0.08, lambda: self.some([*ports, *ephemeral])),
                 }
             )
         return {

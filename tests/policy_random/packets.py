@@ -82,7 +82,7 @@ class _Draw:
                 icmp_type=one(ICMP_TYPES),
                 icmp_code=one((0, 0, 1, 2, 255)),
             )
-        # A server answers from its port too: a rule is about the destination's alone.
+        # A server answers from its port too, and rules ask for either end's.
         return Flow(
             source=source,
             destination=destination,

@@ -18,7 +18,6 @@ from portwright.policy.rules import (
     TCP,
     Action,
     Endpoint,
-    EndpointKind,
     Flow,
     Peer,
     Policy,
@@ -30,16 +29,15 @@ from portwright.policy.rules import (
     Where,
 )
 from portwright.policy.selection import is_workload
-from portwright.policy.services import FIRST_PACKETS, service_of, services_text
+from portwright.policy.services import EPHEMERAL, FIRST_PACKETS, service_of, services_text
 from tests.fix_policy import CORPORA, cyclonus, cyclonus_policies, states
 from tests.fix_worlds import flows, policy_sets, snapshots
-from tests.unit.test_policy_compile import asks_source_ports
 
 World = tuple[PolicySet, Snapshot]
 #: (source, destination, service, becomes allowed, rule before, rule after)
 Fact = tuple[str, str, int, bool, str, str]
 
-FLOWS = tuple(flow for flow in flows() if service_of(flow) < FIRST_PACKETS)
+FLOWS = tuple(flow for flow in flows(EPHEMERAL) if service_of(flow) < FIRST_PACKETS)
 
 
 def decided(side: Decision) -> str:
@@ -102,26 +100,20 @@ class Names:
 
     def of(self, address: str) -> set[str]:
         """One of these stands in a row that is about it."""
-        for kind, prefix in ((EndpointKind.NODE, "node "), (EndpointKind.HOST, "host ")):
-            title = whose(address, *self._worlds)
-            if title != address:
-                return {title, f"{title} ({address})"}
-            for _, snapshot in self._worlds[::-1]:
-                for endpoint in snapshot.endpoints:
-                    if endpoint.kind is kind and address in endpoint.addresses and not endpoint.host_network:
-                        name = prefix + endpoint.title
-                        return {name, f"{name} ({address})", *self._hosts(address)}
+        title = whose(address, *self._worlds)
+        if title != address:
+            return {title, f"{title} ({address})"}
+        for _, snapshot in self._worlds[::-1]:
+            # A node and a host endpoint may share an address; either names it.
+            ends = [e for e in snapshot.endpoints if address in e.addresses and not e.host_network]
+            if ends:
+                names = {f"{end.kind} {end.title}" for end in ends}
+                return {f"{name}{more}" for name in names for more in ("", f" ({address})")}
         if any(address in state.compiled.addresses for state in self._states):
             return {address}
         around = [net for net in self._nets if ipaddress.ip_address(address) in net]
         nearest = max(around, key=lambda net: net.prefixlen)
         return {ANY_OTHER if nearest.prefixlen == 0 else str(nearest)}
-
-    def _hosts(self, address: str) -> set[str]:
-        """A node and a host endpoint may share an address; either names it."""
-        ends = [e for _, snapshot in self._worlds for e in snapshot.endpoints if address in e.addresses]
-        names = {f"{e.kind} {e.title}" for e in ends if not is_workload(e)}
-        return {f"{name}{end}" for name in names for end in ("", f" ({address})")}
 
 
 def by_rows(before: World, after: World, asked: tuple[Flow, ...]) -> set[Fact]:
@@ -165,7 +157,7 @@ def test_a_change_of_the_world_is_one_too(policies: PolicySet, old: Snapshot, ne
 def every_pair(addresses: set[str], services: set[tuple[int, int]]) -> tuple[Flow, ...]:
     """Every two addresses of a family, on every service: (protocol, port)."""
     return tuple(
-        Flow(source=source, destination=destination, protocol=protocol, source_port=40_000, port=port)
+        Flow(source=source, destination=destination, protocol=protocol, source_port=EPHEMERAL, port=port)
         for source in sorted(addresses)
         for destination in sorted(addresses)
         if (":" in source) == (":" in destination)
@@ -177,8 +169,7 @@ def every_pair(addresses: set[str], services: set[tuple[int, int]]) -> tuple[Flo
 def test_corpora(name: str) -> None:
     """From one state of a corpus to the next, and from no policy to the first: all pairs of its addresses."""
     compared, before = 0, None
-    known = [state for state in states(name) if not asks_source_ports(state.policies)]
-    for state in known:
+    for state in states(name):
         after: World = (state.policies, state.snapshot)
         before = before or (PolicySet(tiers=state.policies.tiers), state.snapshot)
         addresses = {a for e in state.snapshot.endpoints for a in e.addresses}

@@ -26,10 +26,20 @@ from portwright.policy.rules import (
     Snapshot,
     Traffic,
 )
-from portwright.policy.tables import AddressEntry, Column, Compiled, PolicyTooLarge, SetTable, Tables, Verdict
+from portwright.policy.services import EPHEMERAL
+from portwright.policy.tables import (
+    AddressEntry,
+    Column,
+    Compiled,
+    PolicyTooLarge,
+    SetTable,
+    SplitTable,
+    Tables,
+    Verdict,
+)
 from tests.fix_worlds import V4, V6, flows, labels, policy_sets, relabelled, snapshots
 
-FLOWS = flows()
+FLOWS = flows(EPHEMERAL, 80)
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -77,6 +87,8 @@ def test_numbers_keep_their_meaning(old: PolicySet, new: PolicySet, world: Snaps
             other.port_classes,
             other.defaults,
         )
+    for number in before.splits.keys() & (after.sets | after.splits).keys():
+        assert before.splits[number] == after.splits.get(number)
     for number in before.rules.keys() & after.rules.keys():
         assert before.rules[number].title == after.rules[number].title
 
@@ -87,7 +99,7 @@ class Maps:
     def __init__(self, compiled: Compiled) -> None:
         self.addresses = dict(compiled.addresses)
         self.prefixes = dict(compiled.prefixes)
-        self.sets = dict(compiled.sets)
+        self.sets: dict[int, SetTable | SplitTable] = {**compiled.sets, **compiled.splits}
         self.cells = dict(compiled.cells())
 
     def steps(self, change: Difference) -> Iterator[None]:
@@ -127,8 +139,12 @@ class Maps:
                 columns=columns.get(number, {}),
             )
             for number, table in self.sets.items()
+            if isinstance(table, SetTable)
         }
-        return msgspec.structs.replace(like, addresses=self.addresses, prefixes=self.prefixes, sets=sets)
+        splits = {number: table for number, table in self.sets.items() if isinstance(table, SplitTable)}
+        return msgspec.structs.replace(
+            like, addresses=self.addresses, prefixes=self.prefixes, sets=sets, splits=splits
+        )
 
 
 @QUICK
@@ -144,7 +160,7 @@ def test_difference_leads_to_the_new(
 
     assert done == diff(before, after).entries
     assert (maps.addresses, maps.prefixes) == (after.addresses, after.prefixes)
-    assert (maps.sets.keys(), maps.cells) == (after.sets.keys(), dict(after.cells()))
+    assert (maps.sets.keys(), maps.cells) == ((after.sets | after.splits).keys(), dict(after.cells()))
 
 
 @QUICK

@@ -18,7 +18,6 @@ from portwright.policy.labels import EVERYTHING, Has, In
 from portwright.policy.ranges import complement, contains, intersect, subtract, union
 from portwright.policy.rules import (
     Action,
-    Direction,
     Endpoint,
     EndpointKind,
     Flow,
@@ -32,7 +31,7 @@ from portwright.policy.rules import (
     Tier,
     Traffic,
 )
-from portwright.policy.services import SERVICES_END, service_of, service_text, traffic_services
+from portwright.policy.services import EPHEMERAL, SERVICES_END, service_of, service_text, traffic_services
 from portwright.policy.tables import LOCAL_NODE, MAX_INTERVALS, OWN_ADDRESS, PolicyTooLarge, lookup
 from tests.fix_worlds import flows, traffics
 
@@ -89,7 +88,7 @@ def test_traffic_is_ranges_of_services(traffic: Traffic) -> None:
     found = traffic_services(traffic, lambda _name, _protocol: ())
 
     assert all(0 <= first < end <= SERVICES_END for first, end in found)
-    for flow in flows()[:30]:
+    for flow in flows(EPHEMERAL)[:30]:
         expected = (
             (traffic.protocol in {None, flow.protocol})
             and (
@@ -246,19 +245,53 @@ def test_staged_policies_are_left_out() -> None:
     assert compile_policies(PolicySet(policies=(bad,)), world(1)).size.sets == 0
 
 
-@pytest.mark.parametrize("where", ["traffic", "not_traffic"])
-@pytest.mark.parametrize("direction", list(Direction))
-def test_source_ports_are_refused(where: str, direction: Direction) -> None:
-    """A rule that asks for the sender's port is refused with its path, its value and what to do, though its
-    policy selects nobody yet."""
-    asks = rule(**{where: (Traffic(protocol=6, source_ports=(PortRange(1, 9),), source_names=("web",)),)})
+def from_ports(*ranges: tuple[int, int], names: tuple[str, ...] = ()) -> Traffic:
+    """TCP from these ports."""
+    return Traffic(protocol=6, source_ports=tuple(PortRange(*pair) for pair in ranges), source_names=names)
 
-    asking = msgspec.structs.replace(policy(), **{str(direction): (rule(), asks)})
-    with pytest.raises(InvalidInput) as caught:
-        compile_policies(PolicySet(policies=(asking,)), world(0))
-    assert caught.value.field == f"NetworkPolicy p: {direction}[1].source.ports"
-    assert caught.value.value == "1:9, web"
-    assert "remove the field" in caught.value.why
+
+def test_source_ports_cut_a_set_into_sets() -> None:
+    """One set for each stretch of source ports that the rules treat alike, shared by equal stretches; a
+    packet's protocol counts, and one whose ports are not known is of no stretch that is asked for."""
+    asks = rule(traffic=(from_ports((1000, 1999), (3000, 3999)),))
+    compiled = compile_policies(PolicySet(policies=(policy(ingress=(asks,)),)), world(1))
+
+    ((number, split),) = compiled.splits.items()
+    assert split.starts == (0, 1000, 2000, 3000, 4000)
+    assert (split.sets[0], split.sets[1]) == (split.sets[2], split.sets[3]) == (split.sets[4], split.sets[1])
+    assert {*split.sets} == {*compiled.sets}
+    assert {entry.set_in for entry in compiled.addresses.values()} == {number}
+    allowed = {
+        (protocol, source)
+        for protocol in (6, 17)
+        for source in (None, 999, 1000, 1999, 2000, 3000)
+        if lookup(
+            compiled,
+            Flow(source="192.0.2.1", destination="10.0.0.0", protocol=protocol, source_port=source, port=80),
+        ).allowed
+    }
+    assert allowed == {(6, 1000), (6, 1999), (6, 3000)}
+
+
+def test_rules_without_source_ports_cut_nothing() -> None:
+    """Not where a rule that asks for them decides nothing either."""
+    open_ = rule()
+    dead = rule(traffic=(Traffic(protocol=6, source_names=("nobody",)),))
+
+    assert compile_policies(PolicySet(policies=(policy(ingress=(open_,)),)), world(1)).splits == {}
+    assert compile_policies(PolicySet(policies=(policy(ingress=(dead,)),)), world(1)).splits == {}
+
+
+def test_too_many_source_ports_name_their_policy() -> None:
+    """More stretches than the data path searches are refused with the policy that adds most."""
+    many = rule(traffic=(from_ports(*((port, port) for port in range(10, 1000, 4))),))
+    with pytest.raises(PolicyTooLarge) as caught:
+        compile_policies(PolicySet(policies=(policy(ingress=(many,)),)), world(1))
+    assert (caught.value.what, caught.value.policy) == (
+        "intervals of source ports for one endpoint",
+        "NetworkPolicy p",
+    )
+    assert caught.value.need > caught.value.limit
 
 
 def test_address_of_two_is_refused() -> None:

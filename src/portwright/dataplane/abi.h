@@ -18,7 +18,7 @@
 
 /* Bumped when a map's layout or meaning changes: pins of another ABI are not reused. */
 enum pw_abi {
-	PW_ABI_VERSION = 3,
+	PW_ABI_VERSION = 4,
 };
 
 struct pw_addr {
@@ -326,7 +326,11 @@ struct pw_net_key {
 };
 PW_ASSERT_SIZE(struct pw_net_key, 20);
 
-/* Inner map pw_sets: where its intervals of services begin, ascending from 0; unused ones are ~0. */
+/*
+ * Inner map pw_sets: where its intervals of services begin, ascending from 0;
+ * unused ones are ~0. A first one that is not 0: they are intervals of source
+ * ports, and the defaults numbers of the sets that hold in each.
+ */
 struct pw_set {
 	__u32 starts[256];
 	__u32 defaults[256]; /* each interval's commonest verdict */

@@ -10,7 +10,7 @@ from typing import NamedTuple
 class PwAbi(enum.IntEnum):
     """``enum pw_abi`` of abi.h, without the prefix."""
 
-    ABI_VERSION = 3
+    ABI_VERSION = 4
 
 
 class PwConnFlag(enum.IntEnum):

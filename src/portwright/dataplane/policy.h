@@ -132,26 +132,14 @@ __noinline int pw_find_peer(__u32 slot, const struct pw_addr *addr, struct pw_pe
 }
 
 /*
- * The verdict of one policy set on a peer's class and a service, whose interval
- * is the last that does not begin above it (the first begins at 0, unused ones
- * at ~0). Global, so that the verifier looks at it once; without branches in
- * its search, so that it has one way to look at.
+ * The interval of a service: the last that does not begin above it (the first
+ * begins at 0, unused ones at ~0). Without branches, so that the verifier has
+ * one way to look at.
  */
-__noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service)
+PW_INLINE __u32 pw_interval(const struct pw_set *set, __u32 service)
 {
-	struct pw_cell_key key = { .set_id = set_id, .class_id = class_id };
-	void *inner = bpf_map_lookup_elem(&pw_sets, &slot);
-	struct pw_set *set;
-	__u32 *verdict;
 	__u32 at = 0;
 
-	if (!set_id)
-		return 0;
-	if (!inner)
-		return PW_V_DENY;
-	set = bpf_map_lookup_elem(inner, &set_id);
-	if (!set)
-		return PW_V_DENY;
 #pragma unroll
 	for (__u32 step = PW_SET_STARTS / 2; step; step /= 2) {
 		__u32 next = at + step;
@@ -164,7 +152,34 @@ __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service
 		at += step & ~(past >> 63);
 	}
 	keep(at);
-	at &= PW_SET_STARTS - 1;
+	return at & (PW_SET_STARTS - 1);
+}
+
+/*
+ * The verdict of one policy set on a peer's class and a service. Global, so
+ * that the verifier looks at it once.
+ */
+__noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service, __u32 be_sport)
+{
+	struct pw_cell_key key = { .set_id = set_id, .class_id = class_id };
+	void *inner = bpf_map_lookup_elem(&pw_sets, &slot);
+	struct pw_set *set;
+	__u32 *verdict;
+	__u32 at;
+
+	if (!set_id)
+		return 0;
+	if (!inner)
+		return PW_V_DENY;
+	set = bpf_map_lookup_elem(inner, &set_id);
+	if (set && set->starts[0]) { /* another set for each interval of source ports */
+		at = pw_interval(set, (service & ~0xffff) | bpf_ntohs(be_sport));
+		key.set_id = set->defaults[at];
+		set = bpf_map_lookup_elem(inner, &key.set_id);
+	}
+	if (!set)
+		return PW_V_DENY;
+	at = pw_interval(set, service);
 	key.port_class = set->classes[at];
 	inner = bpf_map_lookup_elem(&pw_cells, &slot);
 	if (!inner)
@@ -175,12 +190,14 @@ __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service
 
 /* Both sides' verdicts on a flow from @from to @to. */
 PW_INLINE void pw_decide(__u32 slot, const struct pw_peer *from, const struct pw_peer *to,
-			 __u32 service, __u32 sides, struct pw_conn *conn)
+			 __u32 service, __u16 be_sport, __u32 sides, struct pw_conn *conn)
 {
-	conn->egress =
-		sides & PW_SIDE_EGRESS ? pw_cell(slot, from->set_out, to->class_id, service) : 0;
-	conn->ingress =
-		sides & PW_SIDE_INGRESS ? pw_cell(slot, to->set_in, from->class_id, service) : 0;
+	conn->egress = sides & PW_SIDE_EGRESS
+			       ? pw_cell(slot, from->set_out, to->class_id, service, be_sport)
+			       : 0;
+	conn->ingress = sides & PW_SIDE_INGRESS
+				? pw_cell(slot, to->set_in, from->class_id, service, be_sport)
+				: 0;
 }
 
 /* 0, or the reason to drop, with the rule's number. */
@@ -355,13 +372,13 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 			return PW_R_SRC_IP;
 		if (answers)
 			pw_decide(slot, &target, &source,
-				  pw_service(pkt, pkt->be_sport, key.be_dport), known->sides,
-				  &conn);
+				  pw_service(pkt, pkt->be_sport, key.be_dport), pkt->be_dport,
+				  known->sides, &conn);
 		else
 			pw_decide(slot, &source, &target,
 				  pw_service(pkt, pkt->be_dport,
 					     pkt->icmp_type << 8 | pkt->icmp_code),
-				  sides, &conn);
+				  pkt->be_sport, sides, &conn);
 		if (open) {
 			conn.egress = pw_kept(conn.egress, known->egress);
 			conn.ingress = pw_kept(conn.ingress, known->ingress);

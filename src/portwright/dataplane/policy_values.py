@@ -65,6 +65,22 @@ def set_value(*, starts: Sequence[int], classes: Sequence[int], defaults: Sequen
     ).pack()
 
 
+def split_value(*, starts: Sequence[int], sets: Sequence[int]) -> bytes:
+    """The value of pw_sets where source ports choose the set: a first start that is not 0 says so.
+
+    ValueError as set_value's.
+    """
+    count = len(starts)
+    if not 0 < count <= _STARTS or starts[0] != 0 or len(sets) != count:
+        raise ValueError(f"{count} intervals, of {_STARTS} at most, the first at 0")
+    spare = _STARTS - count
+    return PwSet(
+        starts=_WORDS.pack(1, *starts[1:], *([_UNUSED] * spare)),
+        defaults=_WORDS.pack(*sets, *([0] * spare)),
+        classes=bytes(_STARTS),
+    ).pack()
+
+
 def cell_key(set_id: int, class_id: int, port_class: int) -> bytes:
     """The key of pw_cells."""
     return PwCellKey(set_id=set_id, class_id=class_id, port_class=port_class).pack()

@@ -63,7 +63,7 @@ class Resolutions(Protocol):
     def wants(self, client: Client, query: Query) -> bool:
         """Whether a rule of the client's asks for this name."""
 
-    def may_ask(self, client: Client, source: str, resolver: str, protocol: int) -> bool:
+    def may_ask(self, client: Client, source: tuple[str, int], resolver: str, protocol: int) -> bool:
         """Whether the client may be brought to this resolver."""
 
     async def learn(self, client: Client, query: Query, found: tuple[str, ...], ttl: int) -> None:
@@ -292,7 +292,7 @@ class DnsProxy:
         ask = self._ask_by_udp if protocol == socket.IPPROTO_UDP else self._ask_by_tcp
         self.counts["queries"] += 1
         try:
-            if not self._resolutions.may_ask(client, source[0], resolver[0], protocol):
+            if not self._resolutions.may_ask(client, source[:2], resolver[0], protocol):
                 self.counts["refused"] += 1
                 return refused(query)
             async with asyncio.timeout(ANSWER_WITHIN):

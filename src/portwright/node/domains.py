@@ -204,7 +204,7 @@ class Domains:
         """Whether a rule of the client's asks for this name."""
         return bool(self._patterns(client.port_id, query))
 
-    def may_ask(self, client: Client, source: str, resolver: str, protocol: int) -> bool:
+    def may_ask(self, client: Client, source: tuple[str, int], resolver: str, protocol: int) -> bool:
         """Whether the client may be brought to this resolver; :func:`opening.may_ask`."""
         known = self._clients.get(client.port_id)  # None: its policy has changed since it asked
         return known is not None and opening.may_ask(

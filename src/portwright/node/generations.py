@@ -32,7 +32,7 @@ from portwright.node.faults import Faults
 from portwright.node.switch import OBJECT
 from portwright.policy.difference import CellKey, Difference
 from portwright.policy.rules import OnChange
-from portwright.policy.tables import AddressEntry, Compiled, RuleInfo, SetTable, Verdict
+from portwright.policy.tables import AddressEntry, Compiled, RuleInfo, SetTable, SplitTable, Verdict
 
 _SLOTS = int(PwPolicyConst.SLOTS)
 _U32 = struct.Struct("=I")
@@ -66,7 +66,10 @@ def entries_of(compiled: Compiled) -> Entries:
             (policy_values.net_key(cidr), policy_values.number_value(class_id))
             for cidr, class_id in compiled.prefixes.items()
         ],
-        "pw_sets": [_set(number, table, compiled.rules) for number, table in compiled.sets.items()],
+        "pw_sets": [
+            *(_set(number, table, compiled.rules) for number, table in compiled.sets.items()),
+            *(_split(number, table) for number, table in compiled.splits.items()),
+        ],
         "pw_cells": [_cell(key, verdict, compiled.rules) for key, verdict in compiled.cells()],
     }
 
@@ -85,6 +88,10 @@ def _set(number: int, table: SetTable, rules: Rules) -> tuple[bytes, bytes]:
         defaults=[_word(verdict, rules) for verdict in table.defaults],
     )
     return _U32.pack(number), value
+
+
+def _split(number: int, table: SplitTable) -> tuple[bytes, bytes]:
+    return _U32.pack(number), policy_values.split_value(starts=table.starts, sets=table.sets)
 
 
 def _cell(key: CellKey, verdict: Verdict, rules: Rules) -> tuple[bytes, bytes]:
@@ -158,7 +165,9 @@ def amend(
             _wait_for_packets(maps, now)
             inner["pw_cells"].delete_batch(policy_values.cell_key(*key) for key in remains)
         for set_id, table in change.put_sets.items():
-            inner["pw_sets"].update(*_set(set_id, table, rules))
+            inner["pw_sets"].update(
+                *(_split(set_id, table) if isinstance(table, SplitTable) else _set(set_id, table, rules))
+            )
         inner["pw_cells"].update_batch(
             _cell(key, verdict, rules) for key, verdict in change.put_cells.items()
         )

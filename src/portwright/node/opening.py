@@ -53,7 +53,7 @@ def may_ask(
     asking: Port,
     behind: Iterable[tuple[Port, PortMapping]],
     *,
-    source: str,
+    source: tuple[str, int],
     resolver: str,
     protocol: int,
 ) -> bool:
@@ -78,9 +78,13 @@ def may_ask(
             return False
         for target in port.addresses:
             flow = Flow(
-                source=source, destination=target.address, protocol=protocol, port=mapping.container_port
+                source=source[0],
+                destination=target.address,
+                protocol=protocol,
+                source_port=source[1],
+                port=mapping.container_port,
             )
-            if (":" in target.address) == (":" in source) and not core.policies.allows(flow):
+            if (":" in target.address) == (":" in source[0]) and not core.policies.allows(flow):
                 return False
     return True
 

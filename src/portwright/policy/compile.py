@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from portwright.model.errors import InvalidInput
+from portwright.policy import sources
+from portwright.policy.cells import Classes, carried, fresh
 from portwright.policy.classes import ROOTS, LabelIndex, Places
 from portwright.policy.engine import tiers_in_order
-from portwright.policy.limits import check_tables, too_many_cells, too_many_intervals
-from portwright.policy.memory import Asker, Built, Memory, SetKey
+from portwright.policy.limits import check_tables, too_many_cells, too_many_intervals, too_many_sources
+from portwright.policy.memory import Asker, Memory, SetKey, SplitKey
 from portwright.policy.names import RuleNames
 from portwright.policy.ranges import Ranges, intersect
 from portwright.policy.resolve import Own, Resolved, Resolver, Term, Traits, own_of, traits_of
@@ -37,11 +39,13 @@ from portwright.policy.selection import Selected, Selection, is_enforced, is_for
 from portwright.policy.sets import RuleList, TierRules, TooManyIntervals
 from portwright.policy.tables import (
     MAX_CELLS,
+    MAX_INTERVALS,
     AddressEntry,
     Compiled,
     PolicyTooLarge,
     SetTable,
     Size,
+    SplitTable,
 )
 
 #: Counting of cells ends here: enough to name who is to blame.
@@ -51,9 +55,8 @@ _COUNTED = 4 * MAX_CELLS
 def compile_policies(policies: PolicySet, snapshot: Snapshot) -> Compiled:
     """The tables of these policies in this world.
 
-    Raises InvalidInput for what the tables can't say (source ports), for a policy of an unknown tier, for two
-    workloads of one address, and for addresses or nets that are none; PolicyTooLarge where a table would not
-    fit, naming the policy that adds most.
+    Raises InvalidInput for a policy of an unknown tier, for two workloads of one address, and for addresses
+    or nets that are none; PolicyTooLarge where a table would not fit, naming the policy that adds most.
     """
     return _Compilation(policies, snapshot, None).run()
 
@@ -83,16 +86,6 @@ class _Side(NamedTuple):
     set_out: int
 
 
-class _Classes(NamedTuple):
-    """The class of each place; all classes, and those that were not before, and of which terms they are."""
-
-    at: list[int]
-    every: list[int]
-    new: list[int]
-    of_term: dict[int, list[int]]
-    new_of_term: dict[int, list[int]]
-
-
 class _Compilation:
     def __init__(
         self, policies: PolicySet, snapshot: Snapshot, before: Memory | None, *, keep_sets: bool = True
@@ -115,6 +108,7 @@ class _Compilation:
         self.names = RuleNames(self.memory.rules)
         self.resolver = Resolver(self.places, self.names.of_rule, self.memory.terms.of)
         self.lists: dict[int, tuple[Resolved, ...]] = {}
+        self._sourced: set[int] = set()  # those that ask for source ports
         self._resolved: dict[Asker, int] = {}
         self._sets: dict[tuple[int, Direction, Own], int] = {}
         self._together: dict[tuple[int, Direction], Traits] = {}
@@ -134,10 +128,12 @@ class _Compilation:
             policies=self.in_use,
         )
         sets, cells = self._tables(classes)
+        splits = self._splits()
         return Compiled(
             addresses=addresses,
             prefixes=prefixes,
             sets=sets,
+            splits=splits,
             rules=self.names.infos,
             owners={number: title for (title, _), number in self.memory.owners.used.items()},
             host_policies=self.host_policies,
@@ -145,7 +141,7 @@ class _Compilation:
                 addresses=len(addresses),
                 prefixes=len(prefixes),
                 classes=len(self.memory.classes.used) + 1,
-                sets=len(sets),
+                sets=len(sets) + len(splits),
                 intervals=sum(len(table.starts) for table in sets.values()),
                 cells=cells,
                 rules=len(self.names.infos),
@@ -207,10 +203,42 @@ class _Compilation:
             )
             for tier, policies in selected
         )
-        number = self.memory.sets.of(key)
-        self._sets[key_of_own] = number
-        if key not in self.rule_lists:
-            self.rule_lists[key] = self._rule_list(key)
+        number = self._sets[key_of_own] = self.memory.sets.of(self._by_source(key))
+        return number
+
+    def _by_source(self, key: SetKey) -> SetKey | SplitKey:
+        """The set of a key; where its rules ask for source ports, one for each stretch of these."""
+        if self._sourced.isdisjoint(number for _, _, numbers in key for number in numbers):
+            if key not in self.rule_lists:
+                self.rule_lists[key] = self._rule_list(key)
+            return key
+        rules = [rule for _, _, numbers in key for number in numbers for rule in self.lists[number]]
+        need = len(sources.cuts(rules))
+        if need > MAX_INTERVALS:
+            raise too_many_sources(need, rules, self.names.infos)
+        starts, covers = sources.stretches(rules)
+        split = SplitKey(starts, tuple(self._at(key, cover) for cover in covers))
+        for each in split.sets:
+            self._by_source(each)
+            self.memory.sets.of(each)
+        return split
+
+    def _at(self, key: SetKey, cover: sources.Cover) -> SetKey:
+        """The set of a key on a stretch of source ports."""
+        return tuple(
+            (
+                default,
+                deny,
+                tuple(self._numbered(sources.at(self.lists[number], cover)) for number in numbers),
+            )
+            for default, deny, numbers in key
+        )
+
+    def _numbered(self, rules: tuple[Resolved, ...]) -> int:
+        number = self.memory.lists.of(rules)
+        self.lists[number] = rules
+        if sources.asks(rules):
+            self._sourced.add(number)
         return number
 
     def _traits_of(self, selected: Selected, direction: Direction) -> Traits:
@@ -235,8 +263,7 @@ class _Compilation:
             self.resolver.again(found, policy, direction)
         if found.lasting:
             self.memory.resolutions[asker] = found
-        known = self._resolved[asker] = self.memory.lists.of(found.rules)
-        self.lists[known] = found.rules
+        known = self._resolved[asker] = self._numbered(found.rules)
         return known
 
     def _rule_list(self, key: SetKey) -> RuleList:
@@ -255,7 +282,7 @@ class _Compilation:
 
     # --- the other side: classes ---
 
-    def _classify(self) -> _Classes:
+    def _classify(self) -> Classes:
         asked = {term for rule_list in self.rule_lists.values() for term in rule_list.terms}
         true_of: list[list[int]] = [[] for _ in range(self.places.count)]
         for term, number in self.memory.terms.used.items():
@@ -281,7 +308,7 @@ class _Compilation:
                     new.append(class_id)
                     for number in key:
                         new_of_term.setdefault(number, []).append(class_id)
-        return _Classes(at, every, new, of_term, new_of_term)
+        return Classes(at, every, new, of_term, new_of_term)
 
     def _extent(self, term: Term) -> Ranges:
         peer, port = term
@@ -329,16 +356,16 @@ class _Compilation:
 
     # --- sets x classes: cells ---
 
-    def _tables(self, classes: _Classes) -> tuple[dict[int, SetTable], int]:
+    def _tables(self, classes: Classes) -> tuple[dict[int, SetTable], int]:
         """The sets by number, and how many cells they have."""
         out: dict[int, SetTable] = {}
         gone = self.classes_before - set(classes.every)
         total = 0
         for key, number in self.memory.sets.used.items():
+            if isinstance(key, SplitKey):
+                continue
             before = self.built_before.get(key)
-            built = (
-                _fresh(self.rule_lists[key], classes) if before is None else _carried(before, classes, gone)
-            )
+            built = fresh(self.rule_lists[key], classes) if before is None else carried(before, classes, gone)
             self.memory.built[key] = built
             out[number] = built.table
             total += built.cells
@@ -348,27 +375,10 @@ class _Compilation:
             raise too_many_cells(out.values(), self.names.infos, total, MAX_CELLS)
         return out, total
 
-
-def _fresh(rule_list: RuleList, classes: _Classes) -> Built:
-    defaults, columns = rule_list.columns(rule_list.hits(classes.of_term), classes.every, None)
-    table = SetTable(
-        starts=rule_list.starts, port_classes=rule_list.port_classes, defaults=defaults, columns=columns
-    )
-    return Built(rule_list, table, sum(map(len, columns.values())))
-
-
-def _carried(built: Built, classes: _Classes, gone: set[int]) -> Built:
-    """A set that was: cells of classes that were stand, those that are gone go, new classes get theirs."""
-    rule_list, table, cells = built
-    _, new = rule_list.columns(rule_list.hits(classes.new_of_term), classes.new, table.defaults)
-    lost = gone & table.columns.keys()
-    if not new and not lost:
-        return built
-    columns = dict(table.columns)
-    for class_id in lost:
-        cells -= len(columns.pop(class_id))
-    columns.update(new)
-    changed = SetTable(
-        starts=table.starts, port_classes=table.port_classes, defaults=table.defaults, columns=columns
-    )
-    return Built(rule_list, changed, cells + sum(map(len, new.values())))
+    def _splits(self) -> dict[int, SplitTable]:
+        numbers = self.memory.sets
+        return {
+            number: SplitTable(starts=key.starts, sets=tuple(map(numbers.of, key.sets)))
+            for key, number in numbers.used.items()
+            if isinstance(key, SplitKey)
+        }

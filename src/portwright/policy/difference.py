@@ -12,7 +12,7 @@ import ipaddress
 
 import msgspec
 
-from portwright.policy.tables import AddressEntry, Column, Compiled, SetTable, Verdict
+from portwright.policy.tables import AddressEntry, Column, Compiled, SetTable, SplitTable, Verdict
 
 #: (set, class, port class)
 CellKey = tuple[int, int, int]
@@ -25,7 +25,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     a key of the old tables do not occur: a cell never changes.
     """
 
-    put_sets: dict[int, SetTable]
+    put_sets: dict[int, SetTable | SplitTable]
     put_cells: dict[CellKey, Verdict]
     put_prefixes: dict[str, int]
     put_addresses: dict[str, AddressEntry]
@@ -95,17 +95,24 @@ def diff(old: Compiled, new: Compiled) -> Difference:
     delete_prefixes = old.prefixes.keys() - new.prefixes.keys()
     delete_addresses = old.addresses.keys() - new.addresses.keys()
     return Difference(
-        put_sets={number: table for number, table in new.sets.items() if number not in old.sets},
+        put_sets=_new_sets(old, new),
         put_cells=put_cells,
         put_prefixes=dict(sorted(put_prefixes.items(), key=lambda item: -_length(item[0]))),
         put_addresses=put_addresses,
         delete_addresses=tuple(sorted(delete_addresses)),
         delete_prefixes=tuple(sorted(delete_prefixes, key=_length)),
         delete_cells=tuple(delete_cells),
-        delete_sets=tuple(sorted(old.sets.keys() - new.sets.keys())),
+        delete_sets=tuple(sorted((old.sets | old.splits).keys() - (new.sets | new.splits).keys())),
         gone_classes=_gone_classes(old, new, {*put_addresses, *delete_addresses}),
         atomic=_is_atomic(old, new, {*put_addresses, *delete_addresses}, {*put_prefixes, *delete_prefixes}),
     )
+
+
+def _new_sets(old: Compiled, new: Compiled) -> dict[int, SetTable | SplitTable]:
+    """Those that are asked for by source ports after those that they lead to."""
+    sets = {number: table for number, table in new.sets.items() if number not in old.sets}
+    splits = {number: table for number, table in new.splits.items() if number not in old.splits}
+    return {**sets, **splits}
 
 
 def _cells(number: int, class_id: int, column: Column) -> list[tuple[CellKey, Verdict]]:

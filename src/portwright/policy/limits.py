@@ -84,6 +84,23 @@ def too_many_intervals(
     )
 
 
+def too_many_sources(need: int, listed: Iterable[Resolved], rules: Mapping[int, RuleInfo]) -> PolicyTooLarge:
+    """For one endpoint's rules that cut the source ports too finely."""
+    cuts: dict[str, set[int]] = {}
+    for rule in listed:
+        for _, _, sources in (*rule.sourced, *rule.sourced_exceptions):
+            found = cuts.setdefault(owner_of(rules[rule.rule]), set())
+            found.update(number for pair in sources for number in pair)
+    policy = max(cuts, key=lambda name: len(cuts[name]))
+    return PolicyTooLarge(
+        "intervals of source ports for one endpoint",
+        need,
+        MAX_INTERVALS,
+        policy,
+        f"adds {len(cuts[policy]):,}: each port or range that stands alone adds two; use ranges",
+    )
+
+
 def check_tables(
     *, addresses: int, prefixes: int, classes: int, sets: int, policies: Iterable[tuple[Policy, Direction]]
 ) -> None:

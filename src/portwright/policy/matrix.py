@@ -9,12 +9,11 @@ import msgspec
 
 from portwright.policy.engine import Connection, Decision, Engine
 from portwright.policy.rules import SCTP, TCP, UDP, Endpoint, EndpointKind, Flow, PolicySet, Snapshot
+from portwright.policy.services import EPHEMERAL
 
 _PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 #: Addresses of pods whose manifest gives none: of RFC 6666 and RFC 1112, 4, which no rule names by accident.
 PLACEHOLDERS = (ipaddress.ip_network("100::/64"), ipaddress.ip_network("240.0.0.0/4"))
-#: A client's port; no rule of Kubernetes sees it.
-_EPHEMERAL = 50000
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +67,7 @@ def questions(world: Snapshot) -> Iterator[tuple[Endpoint, Endpoint, Flow]]:
                 yield (
                     source,
                     target,
-                    Flow(source=near, destination=far, protocol=protocol, source_port=_EPHEMERAL, port=port),
+                    Flow(source=near, destination=far, protocol=protocol, source_port=EPHEMERAL, port=port),
                 )
 
 

@@ -13,6 +13,15 @@ from portwright.policy.tables import FIRST_RULE, SetTable
 
 #: Per tier: its default's rule number, whether it denies, and the numbers of its policies' resolved rules.
 SetKey: TypeAlias = tuple[tuple[int, bool, tuple[int, ...]], ...]
+
+
+class SplitKey(NamedTuple):
+    """Sets by stretches of source ports; ``starts`` as a SplitTable's."""
+
+    starts: tuple[int, ...]
+    sets: tuple[SetKey, ...]
+
+
 #: The numbers of the terms that are true of an address, ascending.
 ClassKey: TypeAlias = tuple[int, ...]
 #: A policy by its identity, in one direction, and an own address that it selects.
@@ -38,7 +47,9 @@ class Memory:
         self.lists: Numbers[tuple[Resolved, ...]] = Numbers(1, old.lists if old else None, dense=False)
         self.owners: Numbers[tuple[str, int]] = Numbers(1, old.owners if old else None, dense=False)
         self.classes: Numbers[ClassKey] = Numbers(1, old.classes if old else None, dense=True)
-        self.sets: Numbers[SetKey] = Numbers(1, old.sets if old else None, dense=True, keep=keep_sets)
+        self.sets: Numbers[SetKey | SplitKey] = Numbers(
+            1, old.sets if old else None, dense=True, keep=keep_sets
+        )
         self.built: dict[SetKey, Built] = {}
         #: The policies, what they ask, and what they are to the addresses that they select, by identity.
         self.policies = policies

@@ -7,10 +7,9 @@ peers that addresses of the other side are or are not, each with the services th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from portwright.model.errors import InvalidInput
 from portwright.policy.classes import Places, narrow
 from portwright.policy.ranges import EMPTY, Ranges, contains, subtract, union
 from portwright.policy.rules import PORT_PROTOCOLS, Action, Direction, NamedPort, Peer, Policy, Rule, Traffic
@@ -19,7 +18,15 @@ from portwright.policy.services import ALL_SERVICES, traffic_services
 #: A peer (None: anybody) that must be true of an address, and a named port that its endpoint must have.
 Term: TypeAlias = tuple[Peer | None, NamedPort | None]
 _Asked: TypeAlias = tuple[tuple[Traffic, ...], Direction, int, tuple[NamedPort, ...]]
-_Services: TypeAlias = tuple[Ranges, dict[NamedPort, Ranges]]
+
+#: The services for peers that have this named port (None: for all), from these sources (None: from all).
+_Matched: TypeAlias = tuple[NamedPort | None, Ranges, Ranges | None]
+_Part: TypeAlias = tuple[int, Ranges]
+_SourcedPart: TypeAlias = tuple[int, Ranges, Ranges]
+#: What a Resolved matches.
+_Matches: TypeAlias = tuple[
+    tuple[_Part, ...], tuple[_Part, ...], tuple[_SourcedPart, ...], tuple[_SourcedPart, ...]
+]
 #: The number of the term that is true of every address.
 ANYBODY = 0
 
@@ -27,13 +34,16 @@ ANYBODY = 0
 class Resolved(NamedTuple):
     """A rule for one own address: matches where one of ``alternatives`` does and none of ``exceptions``.
 
-    Each is (term's number, services). ``rule`` is the rule's number.
+    Each is (term's number, services). ``rule`` is the rule's number. ``sourced`` and ``sourced_exceptions``
+    are more of them that hold for some source ports alone: (term's number, services, sources).
     """
 
     rule: int
     action: Action
-    alternatives: tuple[tuple[int, Ranges], ...]
-    exceptions: tuple[tuple[int, Ranges], ...] = ()
+    alternatives: tuple[_Part, ...]
+    exceptions: tuple[_Part, ...] = ()
+    sourced: tuple[_SourcedPart, ...] = ()
+    sourced_exceptions: tuple[_SourcedPart, ...] = ()
 
 
 class Traits(NamedTuple):
@@ -68,24 +78,23 @@ class Own(NamedTuple):
 
 
 def traits_of(policy: Policy, direction: Direction) -> Traits:
-    """The traits of a policy; raises InvalidInput for source ports, of which a table has no room to ask."""
+    """The traits of a policy."""
     versions = False
     local: dict[Peer, None] = {}
     names: dict[str, None] = {}
     others_ports = False
-    for index, rule in enumerate(policy.rules(direction) or ()):
+    for rule in policy.rules(direction) or ():
         if rule.local is not None:
             local[rule.local] = None
         for peer in rule.peers or ():
             versions = versions or peer.nets is not None or bool(peer.not_nets)
         for traffic in (*(rule.traffic or ()), *rule.not_traffic):
             versions = versions or traffic.ip_version is not None
-            if traffic.source_ports or traffic.source_names:
-                raise _no_source_ports(policy, direction, index, rule, traffic)
-            if direction is Direction.INGRESS:
-                names.update(dict.fromkeys(traffic.names))
-            elif traffic.names:
-                others_ports = True
+            own, others = traffic.names, traffic.source_names
+            if direction is Direction.EGRESS:
+                own, others = others, own
+            names.update(dict.fromkeys(own))
+            others_ports = others_ports or bool(others)
     return Traits(versions, tuple(local), tuple(names), others_ports)
 
 
@@ -122,7 +131,7 @@ class Resolver:
         self._places = places
         self._rule_number = rule_number
         self._term_number = term_number
-        self._known: dict[_Asked, _Services] = {}
+        self._known: dict[_Asked, tuple[_Matched, ...]] = {}
         self._terms: dict[Term, None] = {}
 
     def resolve(self, policy: Policy, direction: Direction, traits: Traits, own: Own) -> Resolution:
@@ -134,10 +143,9 @@ class Resolver:
         for index, rule in enumerate(policy.rules(direction) or ()):
             if rule.local is not None and not local[rule.local]:
                 continue
-            alternatives, exceptions = self._matches(rule, direction, own)
-            if alternatives:
-                number = self._rule_number(policy, direction, index)
-                out.append(Resolved(number, rule.action, alternatives, exceptions))
+            matches = self._matches(rule, direction, own)
+            if matches is not None:
+                out.append(Resolved(self._rule_number(policy, direction, index), rule.action, *matches))
                 indexes.append(index)
         return Resolution(tuple(out), tuple(indexes), tuple(self._terms), not traits.others_ports)
 
@@ -148,24 +156,37 @@ class Resolver:
         for term in found.terms:
             self._term_number(term)
 
-    def _matches(
-        self, rule: Rule, direction: Direction, own: Own
-    ) -> tuple[tuple[tuple[int, Ranges], ...], tuple[tuple[int, Ranges], ...]]:
-        peers = self._peers(rule, own.version)
-        if not peers:
-            return (), ()
-        common, by_port = self._services(rule.traffic, direction, own)
-        without, without_by_port = self._services(rule.not_traffic, direction, own)
-        found: dict[int, Ranges] = {}
-        for peer in peers:
-            for port, services in ((None, common), *by_port.items()):
-                left = subtract(services, without)
-                if left:
-                    number = self._number(peer, port)
-                    more = found.get(number)
-                    found[number] = union((*more, *left)) if more else left
-        exceptions = {self._number(None, port): services for port, services in without_by_port.items()}
-        return tuple(found.items()), tuple(exceptions.items()) if found else ()
+    def _matches(self, rule: Rule, direction: Direction, own: Own) -> _Matches | None:
+        found = self._services(rule.traffic, direction, own)
+        without = self._services(rule.not_traffic, direction, own)
+        never = next((services for port, services, sources in without if port is None is sources), EMPTY)
+        alternatives: dict[int, Ranges] = {}
+        sourced: dict[tuple[int, Ranges], Ranges] = {}
+        for peer in self._peers(rule, own.version):
+            for port, services, sources in found:
+                left = subtract(services, never)
+                if not left:
+                    continue
+                number = self._number(peer, port)
+                if sources is None:
+                    alternatives[number] = union((*alternatives.get(number, EMPTY), *left))
+                else:
+                    sourced[number, sources] = union((*sourced.get((number, sources), EMPTY), *left))
+        if not alternatives and not sourced:
+            return None
+        exceptions: list[_Part] = []
+        sourced_exceptions: list[_SourcedPart] = []
+        for port, services, sources in without:
+            if sources is not None:
+                sourced_exceptions.append((self._number(None, port), services, sources))
+            elif port is not None:
+                exceptions.append((self._number(None, port), services))
+        return (
+            tuple(alternatives.items()),
+            tuple(exceptions),
+            tuple((number, services, sources) for (number, sources), services in sourced.items()),
+            tuple(sourced_exceptions),
+        )
 
     def _number(self, peer: Peer | None, port: NamedPort | None) -> int:
         if peer is None and port is None:
@@ -185,48 +206,59 @@ class Resolver:
                 found[left] = None
         return list(found)
 
-    def _services(self, traffic: tuple[Traffic, ...] | None, direction: Direction, own: Own) -> _Services:
-        """The services for every peer, and those for peers that have a named port."""
+    def _services(
+        self, traffic: tuple[Traffic, ...] | None, direction: Direction, own: Own
+    ) -> tuple[_Matched, ...]:
         if traffic is None:
-            return ALL_SERVICES, {}
-        if not traffic:
-            return EMPTY, {}
+            return ((None, ALL_SERVICES, None),)
         key = (traffic, direction, own.version, own.ports)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._compute_services(traffic, direction, own)
+            found: dict[tuple[NamedPort | None, Ranges | None], Ranges] = {}
+            for each in traffic:
+                if each.ip_version in {None, own.version}:
+                    for port, services, sources in self._matched(each, direction, own.ports):
+                        found[port, sources] = union((*found.get((port, sources), EMPTY), *services))
+            known = self._known[key] = tuple(
+                (port, services, sources)
+                for (port, sources), services in found.items()
+                if services and sources != EMPTY
+            )
         return known
 
-    def _compute_services(self, traffic: tuple[Traffic, ...], direction: Direction, own: Own) -> _Services:
-        own_ports = own.ports if direction is Direction.INGRESS else ()
+    def _matched(
+        self, traffic: Traffic, direction: Direction, own_ports: tuple[NamedPort, ...]
+    ) -> Iterator[_Matched]:
+        """The destination's ports and the source's: the names of one side are the own, of one the peer's."""
+        own_calls = _calls(own_ports)
+        of_source = Traffic(protocol=traffic.protocol, ports=traffic.source_ports, names=traffic.source_names)
+        is_sourced = bool(traffic.source_ports or traffic.source_names)
+        if direction is Direction.INGRESS:
+            services = traffic_services(traffic, own_calls)
+            if not is_sourced:
+                yield None, services, None
+                return
+            yield None, services, traffic_services(of_source, _calls(()))
+            for port in self._ports_called(traffic.protocol, traffic.source_names):
+                yield port, services, traffic_services(_only_named(of_source, port.name), _calls((port,)))
+            return
+        sources = traffic_services(of_source, own_calls) if is_sourced else None
+        yield None, traffic_services(traffic, _calls(())), sources
+        for port in self._ports_called(traffic.protocol, traffic.names):
+            yield port, traffic_services(_only_named(traffic, port.name), _calls((port,))), sources
 
-        def of_own(name: str, protocol: int) -> tuple[int, ...]:
-            return tuple(p.port for p in own_ports if (p.name, p.protocol) == (name, protocol))
-
-        common: list[tuple[int, int]] = []
-        by_port: dict[NamedPort, Ranges] = {}
-        for each in traffic:
-            if each.ip_version not in {None, own.version}:
-                continue
-            common += traffic_services(each, of_own)
-            if direction is Direction.EGRESS:
-                for port in self._ports_called(each):
-                    services = traffic_services(_only_named(each, port.name), _calls(port))
-                    by_port[port] = union((*by_port.get(port, EMPTY), *services))
-        return union(common), by_port
-
-    def _ports_called(self, traffic: Traffic) -> list[NamedPort]:
-        protocols = PORT_PROTOCOLS if traffic.protocol is None else PORT_PROTOCOLS & {traffic.protocol}
+    def _ports_called(self, protocol: int | None, names: tuple[str, ...]) -> list[NamedPort]:
+        protocols = PORT_PROTOCOLS if protocol is None else PORT_PROTOCOLS & {protocol}
         return [
             NamedPort(name, protocol, port)
-            for name in traffic.names
+            for name in names
             for protocol in sorted(protocols)
             for port in sorted(self._places.named(name, protocol))
         ]
 
 
-def _calls(port: NamedPort) -> Callable[[str, int], tuple[int, ...]]:
-    return lambda name, protocol: (port.port,) if (name, protocol) == (port.name, port.protocol) else ()
+def _calls(ports: tuple[NamedPort, ...]) -> Callable[[str, int], tuple[int, ...]]:
+    return lambda name, protocol: tuple(p.port for p in ports if (p.name, p.protocol) == (name, protocol))
 
 
 def _only_named(traffic: Traffic, name: str) -> Traffic:
@@ -240,16 +272,3 @@ def _only_named(traffic: Traffic, name: str) -> Traffic:
 
 def _port_key(port: NamedPort) -> tuple[str, int, int]:
     return port.name, port.protocol, port.port
-
-
-def _no_source_ports(
-    policy: Policy, direction: Direction, index: int, rule: Rule, traffic: Traffic
-) -> InvalidInput:
-    path = rule.where.path or f"{direction}[{index}]"
-    ranges = [f"{r.first}" if r.first == r.last else f"{r.first}:{r.last}" for r in traffic.source_ports]
-    return InvalidInput(
-        f"{policy.kind} {policy.title}: {path}.source.ports",
-        ", ".join([*ranges, *traffic.source_names]),
-        "a workload's policy can't ask for source ports; the sender chooses them, so remove the field or "
-        "select the sender",
-    )

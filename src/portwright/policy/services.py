@@ -7,7 +7,8 @@
     SCTP port p    2 << 16 | p              others   5 << 16 | protocol
     one of the five above whose port or type is not in the packet (a later fragment): 6 << 16 | protocol
 
-Ports are the destination's. The data path computes the same number (dataplane/policy.h).
+Ports are the destination's. The data path computes the same number (dataplane/policy.h). Source ports are
+ranges of the same numbers, with the sender's port in the destination's place.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from portwright.policy.ranges import EMPTY, Ranges, complement, intersect, union
-from portwright.policy.rules import ICMP, ICMP6, SCTP, TCP, UDP, Flow, Traffic
+from portwright.policy.rules import ICMP, ICMP6, PORT_PROTOCOLS, SCTP, TCP, UDP, Flow, Traffic
 
 #: The block of 65,536 numbers of each protocol that says more than its own number.
 BLOCKS = {TCP: 0, UDP: 1, SCTP: 2, ICMP: 3, ICMP6: 4}
@@ -26,6 +27,9 @@ SERVICES_END = 7 << 16
 ALL_SERVICES: Ranges = ((0, SERVICES_END),)
 #: One past the last service that is no later fragment.
 FIRST_PACKETS = (OTHER_BLOCK << 16) + 256
+
+#: A sender's port that its system picked (RFC 6335, 6): where nobody says which, it is this one.
+EPHEMERAL = 49_152
 
 _PORT_BLOCKS = tuple(BLOCKS[protocol] for protocol in (TCP, UDP, SCTP))
 _ICMP_BLOCKS = tuple(BLOCKS[protocol] for protocol in (ICMP, ICMP6))
@@ -46,6 +50,13 @@ def service_of(flow: Flow) -> int:
     elif flow.icmp_type is not None:
         return block << 16 | flow.icmp_type << 8 | (flow.icmp_code or 0)
     return UNKNOWN_BLOCK << 16 | flow.protocol
+
+
+def source_of(flow: Flow) -> int:
+    """The same of the sender's port: where the flow has none, a number that no rule's source ports hold."""
+    if flow.protocol in PORT_PROTOCOLS and flow.port is not None and flow.source_port is not None:
+        return BLOCKS[flow.protocol] << 16 | flow.source_port
+    return UNKNOWN_BLOCK << 16
 
 
 def protocol_services(protocol: int) -> Ranges:

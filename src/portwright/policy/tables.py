@@ -3,6 +3,7 @@
 A decision is integer arithmetic on four tables (dataplane/policy.h does the same)::
 
     address        -> AddressEntry(class, set in, set out)   HASH; else class by longest prefix (LPM)
+    set, source    -> the set to ask in its place            likewise; only of rules that ask for source ports
     set, service   -> port class                             binary search in the set's interval starts
     set, class, pc -> Verdict                                HASH; only where it differs from the next
     set, pc        -> the set's default Verdict
@@ -23,7 +24,7 @@ import msgspec
 
 from portwright.model.errors import PortwrightError
 from portwright.policy.rules import Action, Direction, Flow, OnChange, Policy, Where
-from portwright.policy.services import service_of
+from portwright.policy.services import service_of, source_of
 
 #: What the maps of the data path hold. A compile that needs more is refused before anything is written.
 MAX_ADDRESSES = 1 << 17
@@ -136,6 +137,20 @@ class SetTable(msgspec.Struct, frozen=True, kw_only=True):
         return self.port_classes[bisect_right(self.starts, service) - 1]
 
 
+class SplitTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A set that is another one for each stretch of source ports: ``sets[i]`` from ``starts[i]`` on.
+
+    ``starts[0]`` is 0; these are numbers of services, with the sender's port in them (services.source_of).
+    """
+
+    starts: tuple[int, ...]
+    sets: tuple[int, ...]
+
+    def at(self, source: int) -> int:
+        """The set for packets from there."""
+        return self.sets[bisect_right(self.starts, source) - 1]
+
+
 class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How many entries each table has; ``intervals`` over all sets."""
 
@@ -151,6 +166,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """A generation of the tables. ``prefixes`` are classes by CIDR; ``owners`` endpoints' titles by number.
 
+    A set's number is one of ``sets`` or of ``splits``.
+
     ``host_policies``: policies that the host interfaces' own stages enforce (untracked, before DNAT, on
     forwarded traffic); of these only the last is in the tables here too, as any policy of a workload.
     """
@@ -158,6 +175,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, AddressEntry]
     prefixes: dict[str, int]
     sets: dict[int, SetTable]
+    splits: dict[int, SplitTable]
     rules: dict[int, RuleInfo]
     owners: dict[int, str]
     host_policies: tuple[Policy, ...]
@@ -206,10 +224,13 @@ class Tables:
                 return AddressEntry(class_id)
         return AddressEntry(0)
 
-    def verdict(self, set_id: int, class_id: int, service: int) -> Verdict:
-        """What a set says of a peer's class and a service."""
+    def verdict(self, set_id: int, class_id: int, service: int, source: int) -> Verdict:
+        """What a set says of a peer's class and a service, asked for from a source port."""
         if set_id == 0:
             return NO_POLICY_VERDICT
+        split = self._compiled.splits.get(set_id)
+        if split is not None:
+            set_id = split.at(source)
         table = self._compiled.sets[set_id]
         port_class = table.port_class(service)
         for at, verdict in table.columns.get(class_id, ()):
@@ -222,15 +243,15 @@ class Tables:
         source, destination = self.entry(flow.source), self.entry(flow.destination)
         if source.owner and source.owner == destination.owner:
             return Answer(OWN_ADDRESS_VERDICT, OWN_ADDRESS_VERDICT, True)
-        service = service_of(flow)
+        service, port = service_of(flow), source_of(flow)
         egress = ingress = None
         if source.owner:
-            egress = self.verdict(source.set_out, destination.class_id, service)
+            egress = self.verdict(source.set_out, destination.class_id, service, port)
         if destination.owner:
             ingress = (
                 LOCAL_NODE_VERDICT
                 if source.local_node
-                else self.verdict(destination.set_in, source.class_id, service)
+                else self.verdict(destination.set_in, source.class_id, service, port)
             )
         allowed = (egress is None or egress.allow) and (ingress is None or ingress.allow)
         return Answer(egress, ingress, allowed)
