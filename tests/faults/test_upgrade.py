@@ -14,11 +14,14 @@ import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import portwright
+from portwright.dataplane.abi import PwAbi, PwState
+from portwright.kernel.bpf import Map
 from tests.faults.audit import Record, pins, remains
 from tests.faults.cni import Cni
 from tests.faults.conftest import Crash
@@ -99,6 +102,36 @@ def test_an_upgrade_replaces_the_programs_under_a_running_transfer(
     assert cni.delete("box", box).ok
     crash.clean("DEL")
     figures(witness=crash.witness.sentence())
+
+
+@pytest.mark.parametrize(("abi", "is_taken"), [(PwAbi.ABI_VERSION - 1, True), (PwAbi.ABI_VERSION + 1, False)])
+def test_maps_of_another_release(
+    daemon: Daemon, netns_factory: NetnsFactory, other_release: Path, abi: int, is_taken: bool
+) -> None:
+    """Maps of the ABI before are taken over; those of a later one are refused by name, and stay in force."""
+    cni = Cni(daemon)
+    box = netns_factory()
+    assert cni.add("box", box).ok
+    (pin,) = pins(daemon).glob("*/maps/pw_state")
+    other = {"PYTHONPATH": str(other_release)}  # of which nothing is loaded yet
+    with closing(Map.from_pin(pin)) as state:
+        now = PwState.unpack(state.lookup(bytes(4)) or b"")
+        state.update(bytes(4), now._replace(abi=abi).pack())
+        daemon.kill()
+        if is_taken:
+            daemon.start(**other)
+            assert state.lookup(bytes(4)) == now.pack()
+            assert not answers(box)
+            daemon.stop()
+        else:
+            daemon.launch(**other)
+            assert daemon.wait() == 1
+            assert "its maps are of another version" in daemon.tail()
+            assert state.lookup(bytes(4)) == now._replace(abi=abi).pack()
+            assert answers(box)
+            state.update(bytes(4), now.pack())
+    daemon.start()
+    assert cni.delete("box", box).ok
 
 
 def test_a_first_load_that_was_cut_is_begun_anew(daemon: Daemon) -> None:

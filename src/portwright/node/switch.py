@@ -45,6 +45,8 @@ from portwright.node.faults import Faults
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "portwright.bpf.o"
 PROGRAMS = {"ingress": "pw_from_port", "egress": "pw_to_port"}
+#: ABIs of which all that stands in the maps means the same to these programs; not so the other way round.
+_OLDER_ABIS = (3,)
 #: Of our filters on kernels without TCX: a preference and handle that nobody picks by chance.
 CLSACT_PREF, CLSACT_HANDLE = 28791, 0x7077
 DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
@@ -168,7 +170,7 @@ class Switch:
 
     def _check_abi(self, maps: dict[str, Map]) -> None:
         raw = maps["pw_state"].lookup(bytes(4)) if "pw_state" in maps else None
-        if raw is None or PwState.unpack(raw).abi not in (0, PwAbi.ABI_VERSION):
+        if raw is None or PwState.unpack(raw).abi not in (0, *_OLDER_ABIS, PwAbi.ABI_VERSION):
             raise Conflict(
                 "data path",
                 str(self.pins),
