@@ -119,10 +119,12 @@ def port_create(
     limits: Limits | None = None,
     mtu: int | None = None,
     attach: Literal["clsact", "tcx"] | None = None,
+    model: str = "veth",
 ) -> Call[Port]:
     """Create a port with its device in a sandbox.
 
-    ``netns``: a path, a name in /run/netns, ``pid:N`` or an open descriptor (which stays yours).
+    ``netns``: a path, a name in /run/netns, ``pid:N`` or an open descriptor (which stays yours). ``model``:
+    ``tcfilter`` makes a tap too (``Port.tap``), of which the device is the other end, for a hypervisor.
     Raises InvalidInput, NotFound (the network), Conflict, PoolExhausted, NotSupported.
     """
     params = m.PortCreateParams(
@@ -137,6 +139,7 @@ def port_create(
         limits=limits or Limits(),
         mtu=mtu,
         attach=attach,
+        model=model,
     )
     return Call("port.create", params, Port, (netns,))
 

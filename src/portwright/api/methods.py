@@ -166,6 +166,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     limits: Limits = Limits()
     mtu: Mtu | None = None
     attach: Literal["clsact", "tcx"] | None = None
+    model: str = "veth"
     dry_run: bool = False
 
 

@@ -21,7 +21,6 @@ from portwright.plan.operations import (
     CreateVeth,
     DeleteLink,
     DetachProgram,
-    ForgetPort,
     NameLink,
     Operation,
     PublishPorts,
@@ -148,11 +147,6 @@ def detach(port: Port) -> tuple[Operation, ...]:
         RemovePort(rep=port.rep_name, port_id=port.port_id, ifindex=port.rep_ifindex),
     ]
     return tuple(ops)
-
-
-def delete(port: Port) -> tuple[Operation, ...]:
-    """The plan that ends the port. Needs the record alone, and may run any number of times."""
-    return (*detach(port), ForgetPort(port_id=port.port_id))
 
 
 def altnames(port: Port) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def port() -> None:
     type=click.Choice(["clsact", "tcx"]),
     help="How the programs sit on the representor; tcx leaves its ingress qdisc to others.",
 )
+@click.option("--model", default="veth", show_default=True, help="The attachment model: veth, tcfilter.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, as commands, and do nothing.")
 @json_option
 @click.pass_obj
@@ -76,6 +77,7 @@ def create(
     mappings: tuple[PortMapping, ...],
     mtu: int | None,
     attach: str | None,
+    model: str,
     dry_run: bool,
     as_json: bool,
     **limits: int | None,
@@ -91,6 +93,7 @@ def create(
         "limits": Limits(**{key: value or 0 for key, value in limits.items()}),
         "mtu": mtu,
         "attach": attach,
+        "model": model,
     }
     with client_of(settings) as client:
         if dry_run:

@@ -339,14 +339,22 @@ def _spec(
 
 
 def _result(request: CniRequest, conf: NetConf, port: Port) -> Result:
-    """Interfaces: the representor, then the device; appended to a previous plugin's, never inserted."""
+    """Interfaces: the representor, the device, a tap's two; appended to a previous plugin's, never inserted."""
+    interfaces = [
+        ResultInterface(name=port.rep_name, mac=GATEWAY_MAC, mtu=port.mtu, sandbox=""),
+        ResultInterface(name=port.ifname, mac=port.mac, mtu=port.mtu, sandbox=request.netns),
+    ]
+    if port.tap:
+        # As tc-redirect-tap answers: the tap, and the guest's card, of the same name and "in" the container.
+        interfaces += [
+            ResultInterface(name=port.tap, mtu=port.mtu, sandbox=request.netns),
+            ResultInterface(name=port.tap, mac=port.mac, mtu=port.mtu, sandbox=request.container_id),
+        ]
+    holder = len(interfaces) - 1
     own = Result(
-        interfaces=(
-            ResultInterface(name=port.rep_name, mac=GATEWAY_MAC, mtu=port.mtu, sandbox=""),
-            ResultInterface(name=port.ifname, mac=port.mac, mtu=port.mtu, sandbox=request.netns),
-        ),
+        interfaces=tuple(interfaces),
         ips=tuple(
-            ResultIp(address=veth.host_prefix(a.address), gateway=a.gateway, interface=1)
+            ResultIp(address=veth.host_prefix(a.address), gateway=a.gateway, interface=holder)
             for a in port.addresses
         ),
         routes=port.routes,

@@ -174,6 +174,7 @@ class Methods:
             mtu=params.mtu,
             attach=params.attach or "",
             requested=tuple(_bare(ip) for ip in params.ips),
+            model=params.model,
             routes=self._store.get_network(params.network).routes,
             dns=self._store.get_network(params.network).dns,
             port_mappings=params.port_mappings,

@@ -9,13 +9,6 @@
 
 #include "guard.h"
 
-PW_INLINE __u16 pw_fold(__s64 sum)
-{
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + ((sum >> 32) & 0xffff);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~((sum & 0xffff) + (sum >> 16));
-}
-
 /* Swaps the Ethernet addresses; the packet goes back into the sandbox. */
 PW_INLINE int pw_bounce(struct __sk_buff *skb, const struct pw_port *port)
 {

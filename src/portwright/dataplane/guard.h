@@ -151,15 +151,11 @@ __noinline int pw_guard_nd(struct __sk_buff *skb, const struct pw_port *port, st
 __noinline int pw_v4_sum_options(struct __sk_buff *skb, __u32 hlen)
 {
 	__be32 words[15] = {};
-	__s64 sum;
 
 	if (hlen < sizeof(struct iphdr) || hlen > sizeof(words) ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, words, hlen))
 		return 0;
-	sum = bpf_csum_diff(NULL, 0, words, sizeof(words), 0);
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff;
+	return !pw_fold(bpf_csum_diff(NULL, 0, words, sizeof(words), 0));
 }
 
 /* The stack drops a header with a wrong checksum without a word; we count it, on both paths. */
@@ -168,17 +164,12 @@ PW_INLINE bool pw_v4_sum_ok(struct __sk_buff *skb, const struct pw_packet *pkt)
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	const __u32 *words = data + ETH_HLEN;
-	__u64 sum;
 
 	if (pkt->flags & PW_P_OPTIONS)
 		return pw_v4_sum_options(skb, pkt->l4_off - ETH_HLEN);
 	if ((void *)(words + 5) > end)
 		return false;
-	sum = (__u64)words[0] + words[1] + words[2] + words[3] + words[4];
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff;
+	return !pw_fold((__u64)words[0] + words[1] + words[2] + words[3] + words[4]);
 }
 
 PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)

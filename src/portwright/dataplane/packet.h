@@ -18,10 +18,6 @@
 #define PW_INLINE    static __always_inline
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 
-#ifndef IPPROTO_SCTP
-#define IPPROTO_SCTP 132
-#endif
-
 /* Extension headers followed before we give up; Linux senders use at most three. */
 #define PW_EXT_MAX 6
 /* Bytes that must be linear: Ethernet, IPv4 with options, and 8 of layer 4. */
@@ -100,6 +96,14 @@ PW_INLINE void pw_mac_copy(__u8 *to, const __u8 *from)
 #pragma unroll
 	for (int i = 0; i < ETH_ALEN; i++)
 		to[i] = from[i];
+}
+
+/* What a sum of 16-bit words is as a checksum: 0 of a header whose own is right (RFC 1071). */
+PW_INLINE __u16 pw_fold(__s64 sum)
+{
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + ((sum >> 32) & 0xffff);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~((sum & 0xffff) + (sum >> 16));
 }
 
 PW_INLINE bool pw_icmp_error(const struct pw_packet *pkt)

@@ -29,7 +29,7 @@ _TC_H_CLSACT = 0xFFFFFFF1  # the parent of clsact and of the older ingress qdisc
 _HANDLE = 0xFFFF0000  # ffff:, which both of them get
 _PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _TCA_KIND, _TCA_OPTIONS = 1, 2
-_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_ID = 6, 7, 8, 11
+_TCA_BPF_CLASSID, _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_ID = 3, 6, 7, 8, 11
 _TCA_BPF_FLAG_ACT_DIRECT = 1
 _ETH_P_ALL = socket.htons(3)  # tcm_info carries the protocol in network order
 _PREF_SHIFT = 16
@@ -156,12 +156,13 @@ def attach_bpf(
     name: str,
     pref: int,
     handle: int,
+    class_id: int = 0,
 ) -> None:
     """Put a program (direct action) into our slot, or replace ours there in one step.
 
     Needs ensure_clsact(). Raises Conflict, with nothing changed, if the slot's preference is
     used by another kind of filter or for one protocol only, or if the very slot holds a filter
-    that does not have our name.
+    that does not have our name. The program finds the low 16 bits of ``class_id`` in ``tc_classid``.
     """
     slot = f"{direction} pref {pref} handle {handle:#x} on if{ifindex}"
     ours = False
@@ -177,7 +178,17 @@ def attach_bpf(
     # Exclusive when the slot looked free: if someone took it since, that is a refusal, not a theft.
     flags = NLM_F_CREATE if ours else NLM_F_CREATE | NLM_F_EXCL
     try:
-        sock.execute([_filter(ifindex, direction, prog_fd, name=name, pref=pref, handle=handle, flags=flags)])
+        request = _filter(
+            ifindex,
+            direction,
+            prog_fd,
+            name=name,
+            pref=pref,
+            handle=handle,
+            flags=flags,
+            class_id=class_id,
+        )
+        sock.execute([request])
     except RequestFailed as exc:
         if exc.errno == errno.EEXIST:
             raise Conflict("filter slot", slot, "someone took it at this very moment") from exc
@@ -240,10 +251,19 @@ def _clsact(ifindex: int) -> Request:
 
 
 def _filter(
-    ifindex: int, direction: Direction, prog_fd: int, *, name: str, pref: int, handle: int, flags: int
+    ifindex: int,
+    direction: Direction,
+    prog_fd: int,
+    *,
+    name: str,
+    pref: int,
+    handle: int,
+    flags: int,
+    class_id: int = 0,
 ) -> Request:
     options = attr_nested(
         _TCA_OPTIONS,
+        *([attr_u32(_TCA_BPF_CLASSID, class_id)] if class_id else []),
         attr_u32(_TCA_BPF_FD, prog_fd),
         attr_str(_TCA_BPF_NAME, name),
         attr_u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT),

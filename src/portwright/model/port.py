@@ -92,6 +92,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mtu: int
     host: NetnsRef  # the namespace that holds the representor
     sandbox: NetnsRef
+    tap: str = ""  # of models for VMs: the tap in the sandbox's namespace that the device is joined with
     rep_ifindex: int = 0
     admin: str = "up"  # or "down": what `link disable` left, for the next device too
     addresses: tuple[PortAddress, ...] = ()
@@ -103,6 +104,11 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ipam: str = "portwright"  # or the type of a foreign IPAM plugin that must be called on DEL
     cni: dict[str, object] = {}  # what DEL of a foreign IPAM needs: config, path, args
     created: float = 0.0  # unix seconds
+
+
+def tap_name(port_id: str) -> str:
+    """The name of a port's tap: ``tap`` + 8 hex digits."""
+    return "tap" + port_id[:8]
 
 
 def rep_name(port_id: str) -> str:

@@ -22,7 +22,7 @@ from portwright.kernel.bpf import Direction
 from portwright.kernel.netlink import NetlinkSocket, Request
 from portwright.model.errors import Conflict, InternalError, KernelFailed, NetlinkFailed, NotFound
 from portwright.model.network import GATEWAY_MAC
-from portwright.node import entries, nat
+from portwright.node import entries, nat, taps
 from portwright.node.faults import Faults
 from portwright.node.sandbox import Sandbox
 from portwright.node.switch import DIRECTIONS, Switch
@@ -230,6 +230,12 @@ class Applier:
                 self._delete_link(rep)
             case op.AwaitLink(rep=rep):
                 self._await_link(rep)
+            case op.CreateTap():
+                taps.create(self._inside(), operation)
+            case op.JoinLinks():
+                taps.join(self._inside(), operation)
+            case op.DeleteTap():
+                taps.delete(operation)
             case op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):
                 fresh = bool(self._device_index)  # made by this very plan
                 switch.attach(port_id, self._ifindex(rep), direction_of(direction), how, fresh=fresh)

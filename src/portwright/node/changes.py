@@ -223,6 +223,8 @@ class Changes:
                     )
                 else:
                     sock.execute([rtnl.link_set(device.index, mtu=port.mtu)])
+                if port.tap and rtnl.link_by_name(sock, port.tap) is not None:
+                    sock.execute([rtnl.link_set(port.tap, mtu=port.mtu)])
         except PortwrightError as error:
             log.warning("port %s: the sandbox's end keeps its MTU: %s", port.port_id, error)
         finally:

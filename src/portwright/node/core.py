@@ -19,7 +19,7 @@ from portwright.kernel.bpf import is_bpffs, mount_bpffs, umount_bpffs
 from portwright.model.errors import InvalidInput, KernelFailed
 from portwright.model.network import Network
 from portwright.model.port import NetnsRef, Port
-from portwright.node import nat, steer
+from portwright.node import nat, sandbox, steer
 from portwright.node.faults import Faults
 from portwright.node.paths import Paths
 from portwright.node.policies import Policies
@@ -128,17 +128,7 @@ class Core:
 
     def sandbox_fd(self, port: Port) -> int | None:
         """A descriptor (the caller closes it) of the port's sandbox if it still lives."""
-        ref = port.sandbox
-        if ref.boot_id != self.boot_id:
-            return None
-        try:
-            fd = netns.open_netns(ref.path)
-        except InvalidInput:
-            return netns.find_by_cookie(ref.cookie)
-        if netns.cookie(fd) == ref.cookie:
-            return fd
-        os.close(fd)
-        return netns.find_by_cookie(ref.cookie)
+        return sandbox.find(port.sandbox, self.boot_id)
 
     def drop_idle_switch(self, switch: Switch) -> None:
         """Removes the data path of a foreign namespace once its last port is gone."""

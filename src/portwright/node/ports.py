@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from portwright.attach import veth
+from portwright.attach import models, veth
 from portwright.dataplane import values
-from portwright.model.errors import Conflict, InvalidInput, NotSupported, PortStateError
+from portwright.model.errors import Conflict, InvalidInput, PortStateError
 from portwright.model.network import GATEWAY4, GATEWAY6, AddressRange, Dns, Network, Route
 from portwright.model.port import (
     Limits,
@@ -28,6 +28,7 @@ from portwright.model.port import (
     PortMapping,
     PortState,
     rep_name,
+    tap_name,
 )
 from portwright.node.apply import Applier
 from portwright.node.changes import complete
@@ -93,7 +94,7 @@ class Ports:
             with self._store.transaction(durable=True):
                 port = self._with_addresses(port, spec, time.time())
                 port = self._with_routes(port, spec, sandbox)
-                plan = veth.attach(port)
+                plan = models.attach(port)
                 self._store.put_port(port)
                 entry = self._store.begin(port.port_id, "add", encode(plan))
                 if port.port_mappings:
@@ -135,7 +136,7 @@ class Ports:
             with contextlib.suppress(_RollBack), self._store.transaction(durable=False):
                 port = self._with_addresses(port, spec, time.time())
                 port = self._with_routes(port, spec, sandbox)
-                plan = veth.attach(port)
+                plan = models.attach(port)
                 raise _RollBack
         finally:
             self._core.drop_idle_switch(switch)
@@ -143,8 +144,7 @@ class Ports:
 
     def _draft(self, spec: PortSpec, sandbox: Sandbox, host_fd: int | None) -> tuple[Switch, Port]:
         """The port as asked for, judged, without addresses."""
-        if spec.model != veth.MODEL:
-            raise NotSupported(spec.model, "attachment", f"this release attaches with {veth.MODEL!r}")
+        models.of(spec.model)
         switch = self._core.switch_for(host_fd)
         try:
             return switch, self._judged(spec, switch, sandbox.ref(self._core.boot_id))
@@ -170,6 +170,7 @@ class Ports:
             ifname=spec.ifname,
             attach=attach_mode(spec.attach),
             rep_name=rep_name(port_id),
+            tap=tap_name(port_id) if models.of(spec.model).taps else "",
             mac=spec.mac or _random_mac(),
             mtu=mtu,
             host=switch.ref,
@@ -222,7 +223,7 @@ class Ports:
     def _abandon(self, switch: Switch, port: Port, entry: int) -> None:
         """After a failed create: the applier took the kernel back; sweep, then forget the port."""
         with contextlib.suppress(Exception), Applier(switch, None, self._core.faults) as applier:
-            applier.take_back(veth.delete(port), "abandon")
+            applier.take_back(models.delete(port), "abandon")
         with self._store.transaction(durable=True):
             self._store.release(port.port_id, now=time.time(), rest=False)
             self._store.delete_port(port.port_id)
@@ -238,7 +239,7 @@ class Ports:
 
         ``entry``: the open journal entry that this finishes. ``rest=False``: its addresses are free at once.
         """
-        plan = veth.delete(port)
+        plan = models.delete(port)
         port = msgspec.structs.replace(port, state=PortState.DELETING)
         with self._store.transaction(durable=True):
             self._store.put_port(port)
@@ -268,7 +269,7 @@ class Ports:
         switch = self._core.switch_of(port)
         if switch is not None:
             with Applier(switch, None, self._core.faults) as applier:
-                applier.take_back(veth.delete(port), "clear")
+                applier.take_back(models.delete(port), "clear")
 
     # -- plug and unplug -------------------------------------------------------------------------
 
@@ -283,7 +284,7 @@ class Ports:
         return self._detach(port)
 
     def _detach(self, port: Port, *, entry: int | None = None) -> Port:
-        plan = veth.detach(port)
+        plan = models.detach(port)
         if entry is None:
             with self._store.transaction(durable=True):
                 entry = self._store.begin(port.port_id, "unplug", encode(plan))
@@ -319,7 +320,7 @@ class Ports:
         present = sandbox.destinations()
         implicit = {"0.0.0.0/0", "::/0"}
         routes = tuple(r for r in port.routes if r.dst not in implicit or r.dst not in present)
-        plan = veth.attach(msgspec.structs.replace(port, routes=routes))
+        plan = models.attach(msgspec.structs.replace(port, routes=routes))
         with self._store.transaction(durable=True):
             self._store.put_port(port)
             entry = self._store.begin(port.port_id, "plug", encode(plan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 
 from portwright.kernel import netns, rtnl
@@ -10,6 +11,20 @@ from portwright.model.errors import InvalidInput
 from portwright.model.port import NetnsRef
 
 _MAIN_TABLE = 254
+
+
+def find(ref: NetnsRef, boot_id: str) -> int | None:
+    """A descriptor (the caller closes it) of the namespace if it still lives; ``boot_id`` is the present."""
+    if ref.boot_id != boot_id:
+        return None
+    try:
+        fd = netns.open_netns(ref.path)
+    except InvalidInput:
+        return netns.find_by_cookie(ref.cookie)
+    if netns.cookie(fd) == ref.cookie:
+        return fd
+    os.close(fd)
+    return netns.find_by_cookie(ref.cookie)
 
 
 class Sandbox:

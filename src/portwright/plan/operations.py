@@ -14,7 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from portwright.model.network import Route
-from portwright.model.port import Limits, PortAddress, PortMapping
+from portwright.model.port import Limits, NetnsRef, PortAddress, PortMapping
 
 
 class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -196,6 +196,52 @@ class AttachProgram(_Operation, frozen=True, kw_only=True):
         return f"bpftool net attach tcx_{self.direction} pinned progs/{program} dev {self.rep}"
 
 
+class CreateTap(_Operation, frozen=True, kw_only=True):
+    """A persistent tap of one queue in the sandbox's namespace, for a hypervisor; up, without IPv6."""
+
+    tap: str
+    mtu: int
+    sandbox: NetnsRef
+
+    def inverse(self) -> Operation:
+        """Deletes it."""
+        return DeleteTap(tap=self.tap, sandbox=self.sandbox)
+
+    def render(self) -> str:
+        """``ip tuntap add``, and ``up``."""
+        made = f"{_in('sandbox')}ip tuntap add {self.tap} mode tap vnet_hdr"
+        return f"{made}; {_in('sandbox')}ip link set {self.tap} mtu {self.mtu} addrgenmode none up"
+
+
+class DeleteTap(_Operation, frozen=True, kw_only=True):
+    """Deletes the tap, wherever its namespace is found; with the namespace it went anyway."""
+
+    tap: str
+    sandbox: NetnsRef
+
+    def render(self) -> str:
+        """``ip link delete``."""
+        return f"{_in('sandbox')}ip link delete {self.tap}"
+
+
+class JoinLinks(_Operation, frozen=True, kw_only=True):
+    """What comes in on one device of the sandbox's namespace goes out on the other, both ways.
+
+    By a filter of ours on each, beside those that others have there; it goes with the device.
+    """
+
+    device: str
+    tap: str
+
+    def render(self) -> str:
+        """``tc filter add``, twice."""
+        ways = ((self.device, self.tap), (self.tap, self.device))
+        return "; ".join(
+            f"{_in('sandbox')}tc filter add dev {one} ingress bpf da object-file join.bpf.o classid {other}"
+            for one, other in ways
+        )
+
+
 class DetachProgram(_Operation, frozen=True, kw_only=True):
     """Removes the pin of a TCX link; a clsact filter went with its device."""
 
@@ -333,6 +379,9 @@ Operation: TypeAlias = (
     | AddRoute
     | AddNeighbour
     | AttachProgram
+    | CreateTap
+    | DeleteTap
+    | JoinLinks
     | DetachProgram
     | PutPort
     | RemovePort

@@ -1,0 +1,94 @@
+"""A stand-in for a guest: a namespace whose card is what a hypervisor would show a guest of a port's tap.
+
+Its card is a tap too, and a thread takes each frame with its virtio-net header from one to the other, as a
+hypervisor does between a tap and a guest's ring. So the guest's stack is the kernel's own, offloads and all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+
+from portwright.kernel import tap
+from portwright.model.port import Port
+from tests.deadline import wait_until
+from tests.fix_netns import TestNetns
+
+_TUNSETOFFLOAD = 0x400454D0
+_OFFLOADS = 0x1 | 0x2 | 0x4  # checksum, TSO of IPv4, of IPv6 (linux/if_tun.h)
+_LARGEST = 65_562  # a frame of 64 KiB, Ethernet and the header
+
+
+@contextmanager
+def guest(box: TestNetns, inside: TestNetns, port: Port) -> Iterator[None]:
+    """``inside`` is the guest of the port in ``box``, with its MAC, MTU, addresses and routes."""
+    with _opened(box) as fd:
+        outer = tap.open_queue(fd, port.tap)
+    try:
+        with _opened(inside) as fd:
+            tap.create(fd, "eth0")
+            inner = tap.open_queue(fd, "eth0")
+        try:
+            _configure(inside, port)
+            with _pumped(outer, inner):
+                wait_until(partial(_transmits, inside), why="the guest's card to transmit")
+                yield
+        finally:
+            os.close(inner)
+            inside.run(["ip", "link", "del", "eth0"], check=False)
+    finally:
+        os.close(outer)
+
+
+@contextmanager
+def _opened(ns: TestNetns) -> Iterator[int]:
+    fd = os.open(ns.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _configure(inside: TestNetns, port: Port) -> None:
+    lines = [f"link set eth0 address {port.mac} mtu {port.mtu} up"]
+    for address in port.addresses:
+        bits, more = (128, "nodad") if ":" in address.address else (32, "")
+        lines.append(f"addr add {address.address}/{bits} dev eth0 {more}")
+    for address in port.addresses:
+        lines.append(f"route add default via {address.gateway} dev eth0 onlink")
+    inside.run(["ip", "-batch", "-"], input="".join(f"{line}\n" for line in lines))
+
+
+def _transmits(inside: TestNetns) -> bool:
+    return "LOWER_UP" in inside.run(["ip", "-o", "link", "show", "eth0"]).stdout
+
+
+@contextmanager
+def _pumped(one: int, other: int) -> Iterator[None]:
+    stop, stopped = os.pipe()
+    for fd in (one, other):
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, _OFFLOADS)
+    thread = threading.Thread(target=_pump, args=(one, other, stop))
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(stopped)
+        thread.join()
+        os.close(stop)
+
+
+def _pump(one: int, other: int, stop: int) -> None:
+    to = {one: other, other: one}
+    while True:
+        ready, _, _ = select.select([one, other, stop], [], [])
+        if stop in ready:
+            return
+        for fd in ready:
+            with suppress(OSError):  # a device that is down takes nothing
+                os.write(to[fd], os.read(fd, _LARGEST))

@@ -1,0 +1,125 @@
+"""The model tcfilter: a guest behind a tap is a port like a container behind a veth."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from portwright.model.errors import NotSupported
+from tests.fix_daemon import WORLD4, WORLD6, Daemon, Sandbox, SandboxFactory
+from tests.fix_netns import NetnsFactory
+from tests.netns.guest_lab import guest
+from tests.netns.policy_lab import connect, listening
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def vm(sandboxes: SandboxFactory, netns_factory: NetnsFactory) -> Iterator[Sandbox]:
+    """A port of the model in a namespace; ``ns`` is its guest."""
+    box = sandboxes(model="tcfilter")
+    inside = netns_factory()
+    with guest(box.ns, inside, box.port):
+        yield Sandbox(inside, box.port)
+
+
+def test_a_guest_reaches_and_is_reached(vm: Sandbox, sandboxes: SandboxFactory, daemon: Daemon) -> None:
+    """Gateway, a container, the world, in both families, both ways, and the port counts it."""
+    other = sandboxes()
+    for near, far in ((vm, other), (other, vm)):
+        for address in (far.ip4, far.ip6):
+            assert near.ping(address), f"{near.ns.name} to {address}"
+    for address in ("169.254.1.1", WORLD4, WORLD6):
+        assert vm.ping(address), address
+    with daemon.client() as client:
+        totals = client.stats(vm.port.port_id)
+    assert totals
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_guest_carries_tcp_with_offloads(vm: Sandbox, sandboxes: SandboxFactory, family: int) -> None:
+    """A megabyte each way arrives whole, of super-packets as of segments."""
+    other = sandboxes()
+    for near, far in ((vm, other), (other, vm)):
+        with listening(far.ns, 80) as server:
+            address = far.ip4 if family == 4 else far.ip6
+            sock = connect(near.ns, address, 80)
+            accepted, _ = server.accept()
+            with sock, accepted:
+                accepted.settimeout(20)
+                sock.settimeout(20)
+                said = bytes(range(256)) * 400
+                sock.sendall(said)
+                heard = b""
+                while len(heard) < len(said):
+                    heard += accepted.recv(1 << 16)
+                assert heard == said
+
+
+def test_the_namespaces_own_stack_hears_nothing(vm: Sandbox, sandboxes: SandboxFactory) -> None:
+    """What is for the guest does not reach the device's own addresses in the namespace: who answers is the
+    guest alone."""
+    other = sandboxes()
+    vm.run(["ip", "addr", "flush", "dev", "eth0"])
+    assert not other.ping(vm.ip4)
+
+
+def test_what_others_put_on_the_device_stays(
+    sandboxes: SandboxFactory, netns_factory: NetnsFactory, daemon: Daemon
+) -> None:
+    """Somebody else's filters on the namespace's device are there with the guest and after it, and see to it
+    that nothing of ours is in their place; the tap goes with the port."""
+    box = sandboxes(model="tcfilter")
+    name, theirs = box.port.ifname, ["protocol", "ip", "u32", "match", "u32", "0", "0"]
+    for way in ("ingress", "egress"):
+        box.run(["tc", "filter", "add", "dev", name, way, "pref", "5", *theirs])
+    with guest(box.ns, inside := netns_factory(), box.port):
+        assert Sandbox(inside, box.port).ping("169.254.1.1")
+    for way in ("ingress", "egress"):
+        found = json.loads(box.run(["tc", "-j", "filter", "show", "dev", name, way]).stdout)
+        assert {f["pref"] for f in found if f["kind"] == "u32"} == {5}
+    with daemon.client() as client:
+        client.port_delete(box.port.port_id)
+    assert _links(box) == ["lo"]
+
+
+def test_unplug_and_plug(sandboxes: SandboxFactory, netns_factory: NetnsFactory, daemon: Daemon) -> None:
+    """Without its device the tap is gone too; a new device has one again, in another sandbox as well."""
+    box, inside, elsewhere = sandboxes(model="tcfilter"), netns_factory(), netns_factory()
+    with daemon.client() as client:
+        client.port_unplug(box.port.port_id)
+        assert _links(box) == ["lo"]
+        port = client.port_plug(box.port.port_id, elsewhere.path)
+        moved = Sandbox(elsewhere, port)
+        assert port.tap == box.port.tap
+        assert sorted(_links(moved)) == sorted(["lo", "eth0", port.tap])
+        with guest(elsewhere, inside, port):
+            assert Sandbox(inside, port).ping("169.254.1.1")
+
+
+def test_an_mtu_is_told_to_all_three_ends(sandboxes: SandboxFactory, daemon: Daemon) -> None:
+    """Representor, device and tap, at the start and when it changes."""
+    box = sandboxes(model="tcfilter", mtu=1450)
+    assert _mtus(daemon, box) == {1450}
+    with daemon.client() as client:
+        client.port_set(box.port.port_id, mtu=1400)
+    assert _mtus(daemon, box) == {1400}
+
+
+def _mtus(daemon: Daemon, box: Sandbox) -> set[int]:
+    ends = ((box.ns, "eth0"), (box.ns, box.port.tap), (daemon.host, box.port.rep_name))
+    return {json.loads(ns.run(["ip", "-j", "link", "show", name]).stdout)[0]["mtu"] for ns, name in ends}
+
+
+def test_models_that_are_not_there_are_refused(sandboxes: SandboxFactory) -> None:
+    """By name, with those that are."""
+    with pytest.raises(NotSupported, match="veth and tcfilter"):
+        sandboxes(model="macvtap")
+
+
+def _links(box: Sandbox) -> list[str]:
+    done: subprocess.CompletedProcess[str] = box.run(["ip", "-j", "link", "show"])
+    return [link["ifname"] for link in json.loads(done.stdout)]
