@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from portwright.model.errors import NotSupported
+from tests.faults.cni import Cni
 from tests.fix_daemon import WORLD4, WORLD6, Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import NetnsFactory
 from tests.netns.guest_lab import guest
@@ -123,3 +124,31 @@ def test_models_that_are_not_there_are_refused(sandboxes: SandboxFactory) -> Non
 def _links(box: Sandbox) -> list[str]:
     done: subprocess.CompletedProcess[str] = box.run(["ip", "-j", "link", "show"])
     return [link["ifname"] for link in json.loads(done.stdout)]
+
+
+def test_cni_answers_as_consumers_of_a_tap_read(daemon: Daemon, netns_factory: NetnsFactory) -> None:
+    """The guest's card is the interface "in" the container: of the tap's name, with the port's MAC and
+    addresses; the tap of that name is in the namespace (github.com/awslabs/tc-redirect-tap). CHECK sees it
+    go, and its filter."""
+    ns = netns_factory()
+    cni = Cni(daemon, "vms", model="tcfilter")
+    added = cni.add("vm-1", ns)
+    assert added.ok, added
+    representor, device, tap, card = added.answer["interfaces"]
+    assert "sandbox" not in representor
+    assert (device["name"], device["sandbox"]) == ("eth0", ns.path)
+    assert (tap["name"], tap["sandbox"]) == (card["name"], ns.path)
+    assert (card["mac"], card["sandbox"]) == (device["mac"], "vm-1")
+    assert {ip["interface"] for ip in added.answer["ips"]} == {3}
+    assert sorted(ip["address"].partition("/")[2] for ip in added.answer["ips"]) == ["128", "32"]
+
+    def check() -> str:
+        found = cni.run("CHECK", "vm-1", ns.path, prevResult=added.answer)
+        return "" if found.ok else f"{found.answer['msg']} {found.answer.get('details', '')}"
+
+    assert check() == ""
+    ns.run(["tc", "filter", "del", "dev", tap["name"], "ingress"])
+    assert f"{tap['name']} is not joined" in check()
+    ns.run(["ip", "link", "del", tap["name"]])
+    assert f"tap {tap['name']} is gone" in check()
+    assert cni.delete("vm-1", ns).ok

@@ -21,6 +21,7 @@ from portwright.kernel.bpf import features
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.model.port import Port, PortState
+from portwright.node import taps
 from portwright.node.core import Core
 from portwright.node.domains import TROUBLE, summary
 from portwright.node.nat import subnets
@@ -350,3 +351,5 @@ def _sandbox(fd: int, port: Port) -> list[str]:
 
 def _prefix(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
+        if port.tap:
+            problems += taps.lacks(sock, link, port.tap)

@@ -66,6 +66,21 @@ def delete(operation: DeleteTap) -> None:
         os.close(fd)
 
 
+def lacks(sock: NetlinkSocket, device: rtnl.LinkInfo, name: str) -> list[str]:
+    """What a tap and its way to the device and back lack, as sentences; [] is well."""
+    link = rtnl.link_by_name(sock, name)
+    if link is None:
+        return [f"tap {name} is gone from the sandbox"]
+    problems = [] if link.up else [f"tap {name} is down in the sandbox"]
+    if link.mtu != device.mtu:
+        problems.append(f"tap {name} has MTU {link.mtu}, and {device.name} {device.mtu}")
+    for one in (device, link):
+        filters = clsact.list_filters(sock, one.index, "ingress")
+        if not any((f.pref, f.handle, f.name) == (PREF, HANDLE, PROGRAM) for f in filters):
+            problems.append(f"{one.name} is not joined: its filter is gone")
+    return problems
+
+
 def _index(sandbox: Sandbox, name: str) -> int:
     link = rtnl.link_by_name(sandbox.rtnl, name)
     if link is None:
