@@ -264,25 +264,34 @@ class Sandbox:
 
 
 SandboxFactory = Callable[..., Sandbox]
+Networks = Callable[[str], None]
 
 
 @pytest.fixture
-def sandboxes(daemon: Daemon, netns_factory: Callable[[], TestNetns]) -> SandboxFactory:
-    """Make a sandbox with a port: ``sandboxes(network="n1", **port_create's keywords)``.
-
-    The network is made at first use: 10.N.0.0/24 and fd00:N::/64 with masquerading, N counting from 77.
-    """
+def networks(daemon: Daemon) -> Networks:
+    """Make a network at its first use: 10.N.0.0/24 and fd00:N::/64 with masquerading, N from 77 on."""
     made: dict[str, int] = {}
 
-    def make(network: str = "n1", **options: object) -> Sandbox:
-        with daemon.client() as client:
-            if network not in made:
-                number = made[network] = 77 + len(made)
+    def need(name: str) -> None:
+        if name not in made:
+            number = made[name] = 77 + len(made)
+            with daemon.client() as client:
                 client.network_create(
-                    network, subnets=[f"10.{number}.0.0/24", f"fd00:{number}::/64"], masquerade=True
+                    name, subnets=[f"10.{number}.0.0/24", f"fd00:{number}::/64"], masquerade=True
                 )
-            ns = netns_factory()
-            options.setdefault("name", ns.name)
+
+    return need
+
+
+@pytest.fixture
+def sandboxes(daemon: Daemon, netns_factory: Callable[[], TestNetns], networks: Networks) -> SandboxFactory:
+    """Make a sandbox with a port: ``sandboxes(network="n1", **port_create's keywords)``."""
+
+    def make(network: str = "n1", **options: object) -> Sandbox:
+        networks(network)
+        ns = netns_factory()
+        options.setdefault("name", ns.name)
+        with daemon.client() as client:
             return Sandbox(ns, client.port_create(network, ns.path, **options))  # type: ignore[arg-type]
 
     return make
