@@ -65,7 +65,7 @@ lab: ## the netns tests under other kernels (KERNEL=6.1, TEST=path::name, LIMIT=
 bench: setup ## the figures of the docs (PART= for one of them)
 	$(PYTHON) -m bench $(or $(PART),--doc)
 
-prove: setup ## PART=port or policy: one PASS or FAIL line for each claim, with its figure
+prove: setup ## PART=port, policy or microvm: one PASS or FAIL line for each claim, with its figure
 	@$(PYTHON) -m prove $(or $(PART),$(error name a part: make prove PART=port))
 
 clean: ## everything that was made here, but not .venv

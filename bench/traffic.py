@@ -131,12 +131,12 @@ def iperf(a: Sandbox, address: str, megabytes: int, port: int = _STREAM_PORT) ->
 
 
 @contextlib.contextmanager
-def compiled(name: str) -> Iterator[str]:
-    """A helper of this folder (rr, flows), compiled here and now, so that it is this machine's."""
+def compiled(name: str, *flags: str) -> Iterator[str]:
+    """A helper of this folder (rr, flows, taps), compiled here and now, so that it is this machine's."""
     with tempfile.TemporaryDirectory(prefix=f"pwt-{name}-") as folder:
         program = Path(folder, name)
         source = Path(__file__).with_name(f"{name}.c")
-        subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
+        subprocess.run(["gcc", "-O2", "-Wall", "-Werror", *flags, "-o", program, source], check=True)
         yield str(program)
 
 

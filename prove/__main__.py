@@ -12,11 +12,15 @@ import os
 import sys
 from dataclasses import asdict
 
-from prove import leftovers, policy, port
+from prove import leftovers, microvm, policy, port
 from prove.line import Line, Proof, lines_of
 from prove.runner import PROJECT, Runner
 
-PARTS: dict[str, tuple[Proof, ...]] = {"port": port.PROOFS, "policy": policy.PROOFS}
+PARTS: dict[str, tuple[Proof, ...]] = {
+    "port": port.PROOFS,
+    "policy": policy.PROOFS,
+    "microvm": microvm.PROOFS,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

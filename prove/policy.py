@@ -12,7 +12,6 @@ from prove.port import benchmark
 from prove.runner import Runner
 from prove.suite import run_tests
 
-_ABSENT = "not built yet"
 _PACKETS = 100_000  # generated, each judged by all three
 _STATES = 660  # of the 674 distinct ones: what is refused at apply is named in the figure
 _TIMES = 1000  # updates under traffic, and ports that start under fire
@@ -131,11 +130,13 @@ def built(runner: Runner) -> Iterator[Line]:
             "rules that ask for the sender's port, by both sides, on answers too",
             "tests/netns/test_policy_sources.py",
         ),
+        (
+            "hosts",
+            "host endpoints: untracked, before DNAT, forwarded, local, failsafes; as their judge says",
+            "tests/netns/test_policy_hosts*.py",
+        ),
     ):
         yield _shown(runner, name, claim, path)
-    yield Line(
-        False, "host endpoints: untracked (XDP), before DNAT, on forwarded traffic, failsafes", _ABSENT
-    )
 
 
 def _shown(runner: Runner, name: str, claim: str, *paths: str) -> Line:

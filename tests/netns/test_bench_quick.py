@@ -136,7 +136,8 @@ def test_a_fleet_has_as_many_policies_as_it_says() -> None:
 
 @pytest.mark.netns
 @pytest.mark.parametrize(
-    "part", ["stream", "latency", "verbs", "scale", pytest.param("policy", marks=pytest.mark.slow)]
+    "part",
+    ["stream", "latency", "verbs", "scale", "microvm", pytest.param("policy", marks=pytest.mark.slow)],
 )
 def test_each_part_runs_and_leaves_nothing(part: str, tmp_path: Path) -> None:
     """A round of everything: samples of every contender, goals with figures, and a clean machine."""
