@@ -346,10 +346,10 @@ def _sandbox(fd: int, port: Port) -> list[str]:
         ]
         routes = {r.dst for r in rtnl.routes(sock, oif=link.index)}
         problems += [f"route to {r.dst} is gone from the sandbox" for r in port.routes if r.dst not in routes]
+        if port.tap:
+            problems += taps.lacks(sock, link, port.tap)
     return problems
 
 
 def _prefix(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
-        if port.tap:
-            problems += taps.lacks(sock, link, port.tap)
