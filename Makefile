@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
+# An image that sets this makes each start of the daemon compile its modules anew, which takes longer than the rest.
+unexport PYTHONDONTWRITEBYTECODE
 MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null)
 
 # --- what is compiled -------------------------------------------------------------------------
@@ -48,8 +50,11 @@ demo: setup ## the first few minutes, on this machine, cleaned up at the end
 	@demo/demo.sh
 
 # --- what is checked --------------------------------------------------------------------------
-test: setup ## unit, netns, containers, conformance and fault tests on this kernel (ARGS= for pytest)
-	$(PYTHON) -m pytest -m "not lab" $(ARGS)
+# Two workers share the files. With ARGS there are none: a test that was named is sooner there, and -s and --pdb work.
+WORKERS := $(if $(ARGS),0,2)
+
+test: setup ## unit, netns, containers, conformance and fault tests on this kernel (ARGS= for pytest, WORKERS=)
+	$(PYTHON) -m pytest -m "not lab" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff, mypy --strict, clang-format
 	.venv/bin/ruff check $(PY_DIRS)

@@ -17,6 +17,10 @@ Whose is it? A machine has other actors, so a new object is not a leak of *this*
   starts writes its pid into the files of all that are running. With a neighbour, unmarked objects
   are only printed. CI runs alone, so there nothing escapes.
 
+With workers (pytest-xdist) the session is the process that was started: it alone announces itself and looks
+around, when all workers have ended. Each worker has a mark of its own, which is the session's too, and looks
+only after its own descriptors; it tells the session the mark, what was recorded, and what it left open.
+
 What it can't know: a program outside pytest (docker, a second shell) that makes links meanwhile is
 blamed on a session that ran alone; run it again. An object that a session made *and* that existed
 under the same name before is not seen. Objects inside a namespace go with it, so only its name or
@@ -32,7 +36,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -162,18 +166,21 @@ def snapshot() -> Snapshot:
 
 
 def judge(
-    before: Mapping[str, str], after: Mapping[str, str], recorded: set[str], alone: bool
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    recorded: set[str],
+    alone: bool,
+    workers: Iterable[str] = (),
 ) -> tuple[list[str], list[str]]:
-    """(what this session left behind, what may be a neighbour's), each sorted. Pure."""
-    new = {name: text for name, text in after.items() if name not in before}
-    marked = {name for name, text in new.items() if MARK in f"{text} " or name in recorded}
-    others = {name for name in new if name not in marked and not _anothers(new[name])}
+    """(what this session left behind, what may be a neighbour's), each sorted. Pure.
+
+    ``workers``: the marks of this session's workers.
+    """
+    ours = {MARK, *workers}
+    new = {name: set(re.findall(r"pwt-\d+-", text)) for name, text in after.items() if name not in before}
+    marked = {name for name, marks in new.items() if marks & ours or name in recorded}
+    others = {name for name, marks in new.items() if name not in marked and not marks}
     return sorted(marked | others if alone else marked), sorted(set() if alone else others)
-
-
-def _anothers(text: str) -> bool:
-    """Whether the text carries the mark of another session."""
-    return any(match != MARK for match in re.findall(r"pwt-\d+-", text))
 
 
 # --- the session --------------------------------------------------------------------------------
@@ -187,6 +194,8 @@ class Leaks:
         self._before: Snapshot = {}
         self._lock: IO[str] | None = None
         self._met = False
+        self._workers: set[str] = set()
+        self._told: list[str] = []
 
     def record(self, *objects: str) -> None:
         """Mark objects that can't carry the mark themselves: ``record("link pw01234567")``."""
@@ -206,10 +215,21 @@ class Leaks:
             self._met = self._greet()
         self._before = snapshot()
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over what a worker told at its end. One that crashed told nothing, and fails the run."""
+        if told := getattr(node, "workeroutput", {}).get("leaks"):
+            self._workers.add(told["mark"])
+            self.recorded.update(told["recorded"])
+            self._told += told["left"]
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Look again, until nothing is left or it is clear that something stays."""
+        if workers := session.config.pluginmanager.get_plugin("dsession"):
+            workers.pytest_sessionfinish()  # they wait to be ended; its own call will find none
         left, doubtful = self._settle()
+        left += self._told
         assert self._lock is not None
         Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
@@ -238,12 +258,15 @@ class Leaks:
 
         def nothing_left() -> bool:
             nonlocal verdict
-            verdict = judge(self._before, snapshot(), self.recorded, self._alone())
+            verdict = self._judge()
             return not verdict[0]
 
         with contextlib.suppress(AssertionError):  # the verdict says what stayed
             wait_until(nothing_left, SETTLE, "the session's objects to go")
         return verdict
+
+    def _judge(self) -> tuple[list[str], list[str]]:
+        return judge(self._before, snapshot(), self.recorded, self._alone(), self._workers)
 
     def _greet(self) -> bool:
         """Tell every running session of this one; whether there was any."""
@@ -270,13 +293,35 @@ class Leaks:
         return not self._met and not self._lock.read().strip()
 
 
+class WorkerLeaks(Leaks):
+    """A worker's part of the check: what only the process itself knows."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Mark this worker's children."""
+        os.environ["PWT_SESSION"] = MARK
+        self._before = dict(descriptors())
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Tell the session."""
+        left, _ = self._settle()
+        told = {"mark": MARK, "recorded": sorted(self.recorded), "left": left}
+        session.config.workeroutput["leaks"] = told  # type: ignore[attr-defined]  # pytest-xdist adds it
+
+    def _judge(self) -> tuple[list[str], list[str]]:
+        gc.collect()
+        return judge(self._before, dict(descriptors()), set(), alone=False)
+
+
 NOTE = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the check: only for root, who alone can leave things behind in the kernel."""
     if os.geteuid() == 0 and not config.option.collectonly:
-        config.pluginmanager.register(Leaks(), "leaks")
+        is_worker = hasattr(config, "workerinput")
+        config.pluginmanager.register(WorkerLeaks() if is_worker else Leaks(), "leaks")
 
 
 @pytest.fixture(scope="session")

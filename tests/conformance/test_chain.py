@@ -169,6 +169,7 @@ def test_case_53_unknown_protocol(lab: Lab, portmap: str) -> None:
 RATE, BURST, PAYLOAD = 1_600_000, 160_000, 280_000  # bit/s, bit, byte: 1.3 s at that rate after the burst
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_case_54_rate(lab: Lab, bandwidth: str, direction: str) -> None:
     """A limited sandbox takes at least 0.9 s more than its unlimited neighbour, and gets the rate."""

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.containers
 PROJECT = Path(__file__).parents[2]
 
 
+@pytest.mark.alone
 def test_the_demo_tells_its_story_in_half_a_minute() -> None:
     """It exits 0 within 30 seconds, every step told; the leak check proves that all is gone."""
     began = time.monotonic()

@@ -12,6 +12,7 @@ from tests.fix_netns import TestNetns
 pytestmark = pytest.mark.containers
 
 
+@pytest.mark.alone
 def test_containers_keep_their_network_while_the_daemon_is_killed_and_restarted(
     containerd: Runtimes,
 ) -> None:

@@ -69,6 +69,7 @@ def answers(box: TestNetns) -> bool:
     return box.run(["ping", "-n", "-c1", "-W1", "169.254.1.1"], check=False).returncode == 0
 
 
+@pytest.mark.alone
 def test_an_upgrade_replaces_the_programs_under_a_running_transfer(
     crash: Crash, cni: Cni, netns_factory: NetnsFactory, other_release: Path, figures: Figures, attach: str
 ) -> None:

@@ -135,6 +135,7 @@ def test_a_fleet_has_as_many_policies_as_it_says() -> None:
 
 
 @pytest.mark.netns
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "part",
     ["stream", "latency", "verbs", "scale", "microvm", pytest.param("policy", marks=pytest.mark.slow)],

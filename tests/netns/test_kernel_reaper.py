@@ -84,6 +84,7 @@ def test_one_that_is_gone_already_is_no_error(pair: Pair) -> None:
     pair.reaper.delete(0x7FFF0000)
 
 
+@pytest.mark.alone
 def test_a_burst_is_quicker_than_the_kernel_tidies_up(pair: Pair) -> None:
     """Twelve deletions by the reaper take less than half the time of twelve that wait for the kernel."""
 

@@ -294,6 +294,7 @@ def test_nothing_is_left_after_remove(nft: Nft, space: TestNetns) -> None:
     assert ruleset(space) == ""
 
 
+@pytest.mark.alone
 def test_cost_does_not_grow_with_the_number_of_mappings(nft: Nft) -> None:
     """Adding and deleting a port's elements costs about the same with 10 and with 10,000 of them present."""
     nft.run(nat.base_table(I))

@@ -171,6 +171,7 @@ def test_an_answer_counts_for_its_time(daemon: Daemon, sandboxes: SandboxFactory
         assert reaches(daemon, box, address(SHOP))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_connection_outlives_the_answer_that_opened_it(
     daemon: Daemon, sandboxes: SandboxFactory, world: TestNetns

@@ -257,6 +257,7 @@ def _blast(sender: Sandbox, address: str) -> float:
         return time.monotonic() - began
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("each_attach")
 @pytest.mark.parametrize("side", ["egress_rate", "ingress_rate"])
 def test_r16_a_rate_is_named_from_the_sandboxes_view(
@@ -289,6 +290,7 @@ def test_r16_a_rate_is_named_from_the_sandboxes_view(
     assert dropped(daemon, a) == lost
 
 
+@pytest.mark.alone
 def test_r16_a_rate_can_be_changed_and_lifted(daemon: Daemon, sandboxes: SandboxFactory) -> None:
     """A limit set on a running port holds from then on; 0 lifts it, and no other setting changes."""
     a, b = sandboxes(), sandboxes()

@@ -143,6 +143,7 @@ def test_r18_an_event_says_which_packet_where_and_why(daemon: Daemon, sandboxes:
     assert abs(spoof.time - denied.time) < 5
 
 
+@pytest.mark.alone
 def test_r18_a_flood_is_thinned_for_each_reason_and_nothing_is_unaccounted(
     daemon: Daemon, sandboxes: SandboxFactory
 ) -> None:

@@ -17,6 +17,7 @@ from portwright.model.port import PortMapping
 from tests.fake_daemon import PORT_ID, FakeDaemon, serving
 
 NETNS = f"pid:{os.getpid()}"
+
 PORT_TEXT = """\
 port_id      0123456789abcdef
 name         web
@@ -132,6 +133,11 @@ netkit   no       6.7
 }
 
 
+def title(line: str) -> str:
+    """A test's id for a command: the same in every process, which pytest-xdist wants."""
+    return line.replace(NETNS, "pid:N")
+
+
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     fake = FakeDaemon()
@@ -156,14 +162,16 @@ def run(run_dir: Path, line: str | list[str]) -> Result:
     return CliRunner().invoke(cli, ["--run-dir", str(run_dir), *args], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("line", list(GOLDEN))
+@pytest.mark.parametrize("line", list(GOLDEN), ids=title)
 def test_what_people_see(tmp_path: Path, daemon: FakeDaemon, utc: None, line: str) -> None:
     """Without a terminal, output is plain fixed columns: exactly this, and exit status 0."""
     result = run(tmp_path, line)
     assert (result.stdout, result.stderr, result.exit_code) == (GOLDEN[line], "", 0)
 
 
-@pytest.mark.parametrize("line", [line for line in GOLDEN if not line.startswith("drops --follow")])
+@pytest.mark.parametrize(
+    "line", [line for line in GOLDEN if not line.startswith("drops --follow")], ids=title
+)
 def test_every_command_that_prints_has_json(tmp_path: Path, daemon: FakeDaemon, line: str) -> None:
     """``--json`` gives one JSON document, and nothing else, on stdout."""
     result = run(tmp_path, f"{line} --json")
@@ -275,6 +283,7 @@ def test_list_filters_arrive(tmp_path: Path, daemon: FakeDaemon) -> None:
         "why web",
         "stats --frequently",
     ],
+    ids=title,
 )
 def test_usage_errors_exit_2(tmp_path: Path, daemon: FakeDaemon, line: str) -> None:
     """One line (for a bare group, its help) on stderr, nothing sent; with --json the error as JSON."""

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make na
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def session(folder: Path, *body: str) -> subprocess.CompletedProcess[str]:
+def session(folder: Path, *body: str, workers: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a pytest session of one test with the check."""
     test = folder / "test_it.py"
-    head = "import os, subprocess\nMARK = f'pwt-{os.getpid()}-'\ndef test_it():\n    "
+    head = "import os, subprocess\nMARK = f'pwt-{os.getpid()}-'\ndef test_it(leaks):\n    "
     test.write_text(head + "\n    ".join(body) + "\n")
     empty = folder / "pytest.ini"
     empty.write_text("[pytest]\n")
-    options = ["-q", "-p", "tests.fix_leaks", "-p", "no:cacheprovider", "-c", str(empty)]
+    options = ["-q", "-p", "tests.fix_leaks", "-p", "no:cacheprovider", "-c", str(empty), f"-n{workers}"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, "--rootdir", str(folder), str(test)],
         cwd=PROJECT,
@@ -36,27 +36,35 @@ def session(folder: Path, *body: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_clean_session_passes(tmp_path: Path) -> None:
+@pytest.fixture(params=[0, 1], ids=["no workers", "a worker"])
+def workers(request: pytest.FixtureRequest) -> int:
+    """The session's workers (pytest-xdist)."""
+    return int(request.param)
+
+
+def test_clean_session_passes(tmp_path: Path, workers: int) -> None:
     """A session that removes what it made succeeds."""
-    done = session(
-        tmp_path, "[subprocess.run(['ip', 'netns', do, MARK + 'x'], check=True) for do in ('add', 'delete')]"
-    )
+    body = "[subprocess.run(['ip', 'netns', do, MARK + 'x'], check=True) for do in ('add', 'delete')]"
+    done = session(tmp_path, body, workers=workers)
 
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 
 
-def test_what_is_left_behind_fails_the_session(tmp_path: Path) -> None:
-    """What outlives its session fails it: a namespace, a process (found by its environment), a descriptor.
+def test_what_is_left_behind_fails_the_session(tmp_path: Path, workers: int) -> None:
+    """What outlives its session fails it: a namespace with the mark, one that was recorded, a process (found
+    by its environment), a descriptor.
 
-    Each is named, and the exit status and the closing line both tell.
+    Each is named, and the exit status and the closing line both tell; a worker's as if there were none.
     """
     name = uuid.uuid4().hex[:8]
     done = session(
         tmp_path,
-        f"subprocess.run(['ip', 'netns', 'add', MARK + '{name}'], check=True)",
+        f"[subprocess.run(['ip', 'netns', 'add', m + '{name}'], check=True) for m in (MARK, 'x')]",
+        f"leaks.record('netns x{name}')",
         "subprocess.Popen(['tail', '-f', '/dev/null'], start_new_session=True)",
         "os.open('/proc/self/ns/net', os.O_RDONLY)",
+        workers=workers,
     )
     # Each once: under CI pytest does not cut its short summary, and the whole message stands there again.
     lines = dict.fromkeys(line.strip() for line in done.stdout.splitlines())
@@ -68,8 +76,8 @@ def test_what_is_left_behind_fails_the_session(tmp_path: Path) -> None:
 
     assert done.returncode == 1, done.stdout
     assert "1 passed, 1 error" in done.stdout
-    assert {kind: len(found) for kind, found in left.items()} == {"netns": 1, "process": 1, "descr": 1}
-    assert left["netns"][0].endswith(name)
+    assert {kind: len(found) for kind, found in left.items()} == {"netns": 2, "process": 1, "descr": 1}
+    assert all(line.endswith(name) for line in left["netns"])
     assert "tail -f /dev/null" in left["process"][0]
     assert "net:[" in left["descr"][0]
 
@@ -89,6 +97,13 @@ def test_marked_and_recorded_objects_are_ours() -> None:
 
     assert ours == ["link pw2", "netns a"]
     assert doubtful == ["link pw1"]
+
+
+def test_workers_marks_are_ours_too() -> None:
+    """What a worker marked is the session's, and not another's."""
+    after = {"netns a": "pwt-7-a", "netns b": "pwt-8-b"}
+
+    assert fix_leaks.judge({}, after, set(), alone=False, workers=["pwt-7-"]) == (["netns a"], [])
 
 
 def test_alone_everything_new_is_ours() -> None:
