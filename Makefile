@@ -37,10 +37,12 @@ build: $(BPF_OBJECTS) $(SHIM) ## BPF objects and the CNI shim
 $(DATAPLANE)/%.bpf.o: $(DATAPLANE)/%.bpf.c $(BPF_HEADERS) Makefile
 	clang $(BPF_CFLAGS) -c $< -o $@
 
-# Never loaded: a variable of every type of abi.h, so that its BTF has all of them, for generate.py.
+# Never loaded: a variable of every type of abi.h, so that its BTF has all of them, for generate.py; and the sizes asserted.
 $(DATAPLANE)/abi.bpf.o: $(DATAPLANE)/abi.h Makefile
-	{ echo '#include "abi.h"'; echo 'struct {'; \
-	  sed -n 's/^\(enum\|struct\) \(pw_[a-z0-9_]*\) {$$/\1 \2 \2;/p' $<; echo '} pw_types;'; } \
+	{ echo '#include "abi.h"'; \
+	  sed -n 's|^struct \(pw_[a-z0-9_]*\) { /\* \([0-9]*\) bytes \*/$$|_Static_assert(sizeof(struct \1) == \2, "\1");|p' $<; \
+	  echo 'struct {'; \
+	  sed -n 's/^\(enum\|struct\) \(pw_[a-z0-9_]*\) {.*$$/\1 \2 \2;/p' $<; echo '} pw_types;'; } \
 	  | clang $(BPF_CFLAGS) -x c -c - -o $@
 
 $(SHIM): $(SHIM).c Makefile

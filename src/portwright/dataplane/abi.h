@@ -4,7 +4,8 @@
  *
  * Written once, here. `python -m portwright.dataplane.generate` reads the BTF
  * of the compiled object and writes abi.py; a test keeps the two equal. Sizes
- * are asserted on both sides.
+ * stand behind each struct's name; the Makefile makes assertions of them, and
+ * abi.py has them too.
  *
  * An address is always 16 bytes: IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2).
  * Multi-byte fields are in host order unless the name says `be`.
@@ -14,17 +15,14 @@
 
 #include <linux/types.h>
 
-#define PW_ASSERT_SIZE(type, size) _Static_assert(sizeof(type) == (size), #type)
-
 /* Bumped when a map's layout or meaning changes: pins of another ABI are not reused. */
 enum pw_abi {
 	PW_ABI_VERSION = 4,
 };
 
-struct pw_addr {
+struct pw_addr { /* 16 bytes */
 	__u32 be[4];
 };
-PW_ASSERT_SIZE(struct pw_addr, 16);
 
 /* Seen from the sandbox: FROM is what it sends. */
 enum pw_dir {
@@ -75,7 +73,7 @@ enum pw_state_flag {
 };
 
 /* Map pw_ports, by the representor's ifindex. */
-struct pw_port {
+struct pw_port { /* 128 bytes */
 	__u64 port_id;
 	__u64 sandbox; /* cookie of its namespace: its ports may use each other's addresses */
 	__u32 net_id;
@@ -91,10 +89,9 @@ struct pw_port {
 	__s32 flows; /* of pw_conns that it opened; kept by the data path */
 	__u32 pad;
 };
-PW_ASSERT_SIZE(struct pw_port, 128);
 
 /* Map pw_addrs, by address: all that delivery to it needs. */
-struct pw_target {
+struct pw_target { /* 48 bytes */
 	__u64 port_id;
 	__u64 sandbox;
 	__u32 net_id;
@@ -105,51 +102,45 @@ struct pw_target {
 	__u8 gateway_mac[6];
 	__u8 pad[4];
 };
-PW_ASSERT_SIZE(struct pw_target, 48);
 
 /* Map pw_reach: present = packets may go from one network to the other. */
-struct pw_reach_key {
+struct pw_reach_key { /* 8 bytes */
 	__u32 from_net;
 	__u32 to_net;
 };
-PW_ASSERT_SIZE(struct pw_reach_key, 8);
 
 /* Packets count as gso_segs, bytes are layer 2 without FCS. */
-struct pw_counter {
+struct pw_counter { /* 16 bytes */
 	__u64 packets;
 	__u64 octets;
 };
-PW_ASSERT_SIZE(struct pw_counter, 16);
 
 /* Map pw_counters, per CPU, by port_id; created and deleted with the port. */
-struct pw_counters {
+struct pw_counters { /* 64 bytes */
 	struct pw_counter from_total;
 	struct pw_counter from_slow; /* the part received on the representor */
 	struct pw_counter to_total;
 	struct pw_counter to_slow; /* the part transmitted on the representor */
 };
-PW_ASSERT_SIZE(struct pw_counters, 64);
 
 /* Map pw_drops, per CPU. */
-struct pw_drop_key {
+struct pw_drop_key { /* 16 bytes */
 	__u64 port_id;
 	__u8 dir; /* enum pw_dir */
 	__u8 reason; /* enum pw_reason */
 	__u8 pad[6];
 };
-PW_ASSERT_SIZE(struct pw_drop_key, 16);
 
 /* Map pw_state, one entry. */
-struct pw_state {
+struct pw_state { /* 16 bytes */
 	__u32 abi;
 	__u32 flags; /* enum pw_state_flag */
 	__u32 slow_flows; /* set by the data path once pw_slow_flows was used */
 	__u32 pad;
 };
-PW_ASSERT_SIZE(struct pw_state, 16);
 
 /* Map pw_slow_flows (LRU): this direction of a flow must take the slow path. */
-struct pw_flow {
+struct pw_flow { /* 40 bytes */
 	struct pw_addr saddr;
 	struct pw_addr daddr;
 	__u16 be_sport;
@@ -157,26 +148,23 @@ struct pw_flow {
 	__u8 proto;
 	__u8 pad[3];
 };
-PW_ASSERT_SIZE(struct pw_flow, 40);
 
 /* Map pw_limits: a token bucket that may go into debt by one packet. */
-struct pw_limit_key {
+struct pw_limit_key { /* 16 bytes */
 	__u64 port_id;
 	__u32 dir;
 	__u32 pad;
 };
-PW_ASSERT_SIZE(struct pw_limit_key, 16);
 
-struct pw_limit_spec {
+struct pw_limit_spec { /* 32 bytes */
 	__u64 rate; /* bytes per second */
 	__u64 burst; /* bytes */
 	__s64 tokens; /* bytes; below zero: in debt */
 	__u64 last_ns;
 };
-PW_ASSERT_SIZE(struct pw_limit_spec, 32);
 
 /* Ring pw_events: one record a reported drop. */
-struct pw_event {
+struct pw_event { /* 88 bytes */
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u64 port_id;
 	__u32 ifindex;
@@ -195,15 +183,13 @@ struct pw_event {
 	__u8 pad[3];
 	__u32 other_net; /* PW_R_ISOLATION: the network on the other side; PW_R_POLICY: the rule */
 };
-PW_ASSERT_SIZE(struct pw_event, 88);
 
 /* Map pw_budget, per CPU, by reason: how many events this window had. */
-struct pw_budget {
+struct pw_budget { /* 16 bytes */
 	__u64 window_ns;
 	__u32 sent;
 	__u32 lost;
 };
-PW_ASSERT_SIZE(struct pw_budget, 16);
 
 /*
  * skb->tc_index of a packet that a sandbox addressed to a port itself: what the
@@ -262,18 +248,16 @@ enum pw_slow {
 	PW_SLOW_NAMES = 10, /* a look-up, which the host steers to the proxy */
 };
 
-struct pw_trace_step {
+struct pw_trace_step { /* 12 bytes */
 	__u32 step;
 	__u32 a;
 	__u32 b;
 };
-PW_ASSERT_SIZE(struct pw_trace_step, 12);
 
-struct pw_trace {
+struct pw_trace { /* 196 bytes */
 	__u32 used; /* steps written */
 	struct pw_trace_step steps[16];
 };
-PW_ASSERT_SIZE(struct pw_trace, 196);
 
 /* Policy. A verdict is a rule's number and these bits; 0 is "allowed, no policy selects it". */
 enum pw_verdict {
@@ -311,40 +295,36 @@ enum pw_policy_const {
 };
 
 /* Inner map pw_peers, by address: an endpoint's, or one that a name resolved to. */
-struct pw_peer {
+struct pw_peer { /* 16 bytes */
 	__u32 class_id;
 	__u32 set_in; /* what may be opened to it; 0: no policy selects it */
 	__u32 set_out;
 	__u32 owner; /* the endpoint's number; 0: of none that policy selects */
 };
-PW_ASSERT_SIZE(struct pw_peer, 16);
 
 /* Inner map pw_nets (LPM): every other address, to its class. */
-struct pw_net_key {
+struct pw_net_key { /* 20 bytes */
 	__u32 prefixlen; /* of 128: IPv4's plus 96 */
 	struct pw_addr addr;
 };
-PW_ASSERT_SIZE(struct pw_net_key, 20);
 
 /*
  * Inner map pw_sets: where its intervals of services begin, ascending from 0;
  * unused ones are ~0. A first one that is not 0: they are intervals of source
  * ports, and the defaults numbers of the sets that hold in each.
  */
-struct pw_set {
+struct pw_set { /* 2304 bytes */
 	__u32 starts[256];
 	__u32 defaults[256]; /* each interval's commonest verdict */
 	__u8 classes[256]; /* each interval's port class */
 };
-PW_ASSERT_SIZE(struct pw_set, 2304);
 
 /* Inner map pw_cells: the verdicts that differ from their interval's default. */
-struct pw_cell_key {
+struct pw_cell_key { /* 12 bytes */
 	__u32 set_id;
 	__u32 class_id;
 	__u32 port_class;
 };
-PW_ASSERT_SIZE(struct pw_cell_key, 12);
 
 enum pw_conn_flag {
 	PW_CF_FIRST_OPENED = 1, /* by the first side of its key */
@@ -356,7 +336,7 @@ enum pw_conn_flag {
 };
 
 /* Map pw_conns; the key is a pw_flow with the lower (address, port) first. */
-struct pw_conn {
+struct pw_conn { /* 40 bytes */
 	__u64 last_ns; /* of its latest packet, to the second */
 	__u32 generation; /* that judged it */
 	__u32 egress; /* enum pw_verdict */
@@ -369,22 +349,19 @@ struct pw_conn {
 	__u32 ticket; /* number of the one in pw_tickets */
 	__u32 pad2;
 };
-PW_ASSERT_SIZE(struct pw_conn, 40);
 
 /* Queue pw_tickets: a flow that will end. Stale if the flow has another number. */
-struct pw_ticket {
+struct pw_ticket { /* 44 bytes */
 	struct pw_flow key;
 	__u32 number;
 };
-PW_ASSERT_SIZE(struct pw_ticket, 44);
 
 /* Map pw_frags (LRU): the first fragment of this datagram was let through. */
-struct pw_frag {
+struct pw_frag { /* 40 bytes */
 	struct pw_addr saddr;
 	struct pw_addr daddr;
 	__u32 be_id;
 	__u32 proto;
 };
-PW_ASSERT_SIZE(struct pw_frag, 40);
 
 #endif

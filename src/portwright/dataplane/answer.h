@@ -31,7 +31,7 @@ __noinline int pw_answer_arp(struct __sk_buff *skb, const struct pw_port *port)
 	__builtin_memcpy(arp.tpa, arp.spa, 4);
 	__builtin_memcpy(arp.tha, arp.sha, ETH_ALEN);
 	__builtin_memcpy(arp.spa, &target.be[3], 4);
-	pw_mac_copy(arp.sha, port->gateway_mac);
+	__builtin_memcpy(arp.sha, port->gateway_mac, ETH_ALEN);
 	arp.op = bpf_htons(ARPOP_REPLY);
 	bpf_skb_store_bytes(skb, ETH_HLEN, &arp, sizeof(arp), 0);
 	return pw_bounce(skb, port);
@@ -81,7 +81,7 @@ __noinline int pw_answer_ns(struct __sk_buff *skb, const struct pw_port *port,
 	na.nd.flags = bpf_htonl(0xe0000000); /* router, solicited, override */
 	na.opt[0] = 2;
 	na.opt[1] = 1;
-	pw_mac_copy(na.opt + 2, port->gateway_mac);
+	__builtin_memcpy(na.opt + 2, port->gateway_mac, ETH_ALEN);
 	pseudo.saddr = na.nd.target;
 	pseudo.daddr = pkt->saddr;
 	pseudo.len = bpf_htonl(sizeof(na));

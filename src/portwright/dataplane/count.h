@@ -8,7 +8,7 @@
 
 /* At most this many events a reason, a CPU and a window; the rest is counted. */
 #define PW_EVENT_BURST	   64
-#define PW_EVENT_WINDOW_NS 100000000ULL
+#define PW_EVENT_WINDOW_NS (PW_SEC / 10)
 
 PW_INLINE bool pw_traced(struct __sk_buff *skb)
 {
@@ -46,9 +46,7 @@ __noinline int pw_step(__u32 step, __u32 a, __u32 b)
 
 PW_INLINE __u32 pw_segs(struct __sk_buff *skb)
 {
-	__u32 segs = skb->gso_segs;
-
-	return segs ? segs : 1;
+	return skb->gso_segs ?: 1;
 }
 
 PW_INLINE void pw_add(struct pw_counter *counter, struct __sk_buff *skb)

@@ -18,8 +18,6 @@
 
 #include "count.h"
 
-#define PW_SEC 1000000000ULL
-
 /*
  * Full, or the port's share of it: under a policy the packet that would open
  * another flow is dropped (PW_R_FLOW_TABLE); without one it passes, unknown.

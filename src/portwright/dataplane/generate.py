@@ -94,7 +94,7 @@ def render(btf: Btf, header: str) -> str:
     structs = [t for t in btf.types.values() if t["kind"] == "STRUCT" and t["name"].startswith("pw_")]
     for kind in sorted(structs, key=lambda t: str(t["name"])):
         if (
-            f"PW_ASSERT_SIZE(struct {kind['name']}, {kind['size']})" not in header
+            f"struct {kind['name']} {{ /* {kind['size']} bytes */" not in header
             or kind["name"] == "pw_addr"
         ):
             continue
@@ -118,7 +118,7 @@ def render(btf: Btf, header: str) -> str:
     sizes = {
         camel(k["name"]): k["size"]
         for k in structs
-        if f"PW_ASSERT_SIZE(struct {k['name']}, {k['size']})" in header and k["name"] != "pw_addr"
+        if f"struct {k['name']} {{ /* {k['size']} bytes */" in header and k["name"] != "pw_addr"
     }
     lines += ["", "#: Bytes of each struct, as the compiler laid it out."]
     lines += ["SIZES: dict[str, int] = {"]

@@ -12,15 +12,12 @@
 
 #include "count.h"
 
-#define PW_NSEC 1000000000ULL
-
 __noinline int pw_over_limit(struct __sk_buff *skb, __u64 port_id, __u32 dir)
 {
 	struct pw_limit_key key = { .port_id = port_id, .dir = dir };
 	struct pw_limit *limit = bpf_map_lookup_elem(&pw_limits, &key);
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_ns(), elapsed;
 	__s64 fill;
-	__u64 elapsed;
 	bool over;
 
 	if (!limit)
@@ -28,9 +25,9 @@ __noinline int pw_over_limit(struct __sk_buff *skb, __u64 port_id, __u32 dir)
 	bpf_spin_lock(&limit->lock);
 	/* Two CPUs may read the clock in the other order than they take the lock. */
 	elapsed = now > limit->spec.last_ns ? now - limit->spec.last_ns : 0;
-	if (elapsed > 10 * PW_NSEC)
-		elapsed = 10 * PW_NSEC; /* keeps the product below 2^64 up to 1.8 Tbit/s */
-	fill = elapsed / 8 * limit->spec.rate / (PW_NSEC / 8);
+	if (elapsed > 10 * PW_SEC)
+		elapsed = 10 * PW_SEC; /* keeps the product below 2^64 up to 1.8 Tbit/s */
+	fill = elapsed / 8 * limit->spec.rate / (PW_SEC / 8);
 	if (fill) {
 		limit->spec.last_ns = now;
 		limit->spec.tokens += fill;

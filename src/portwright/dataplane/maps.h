@@ -7,15 +7,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
-
-#define PW_MAP(name, kind, entries, flags, key_type, value_type) \
-	struct {                                                 \
-		__uint(type, BPF_MAP_TYPE_##kind);               \
-		__uint(max_entries, entries);                    \
-		__uint(map_flags, flags);                        \
-		__type(key, key_type);                           \
-		__type(value, value_type);                       \
-	} name SEC(".maps")
+#include "map.h"
 
 /* Ports of one host namespace; the daemon refuses port 16,385 by name. */
 #define PW_MAX_PORTS 16384

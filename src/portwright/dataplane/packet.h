@@ -16,6 +16,7 @@
 #include "abi.h"
 
 #define PW_INLINE    static __always_inline
+#define PW_SEC	     1000000000ULL
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 
 /* Extension headers followed before we give up; Linux senders use at most three. */
@@ -56,18 +57,12 @@ struct pw_packet {
 
 PW_INLINE void pw_addr_v4(struct pw_addr *addr, __be32 v4)
 {
-	addr->be[0] = 0;
-	addr->be[1] = 0;
-	addr->be[2] = bpf_htonl(0xffff);
-	addr->be[3] = v4;
+	*addr = (struct pw_addr){ .be = { 0, 0, bpf_htonl(0xffff), v4 } };
 }
 
 PW_INLINE void pw_addr_v6(struct pw_addr *addr, const struct in6_addr *v6)
 {
-	addr->be[0] = v6->in6_u.u6_addr32[0];
-	addr->be[1] = v6->in6_u.u6_addr32[1];
-	addr->be[2] = v6->in6_u.u6_addr32[2];
-	addr->be[3] = v6->in6_u.u6_addr32[3];
+	__builtin_memcpy(addr, v6, sizeof(*addr));
 }
 
 PW_INLINE bool pw_addr_equal(const struct pw_addr *a, const struct pw_addr *b)
@@ -89,13 +84,6 @@ PW_INLINE bool pw_mac_equal(const __u8 *a, const __u8 *b)
 	for (int i = 0; i < ETH_ALEN; i++)
 		diff |= a[i] ^ b[i];
 	return !diff;
-}
-
-PW_INLINE void pw_mac_copy(__u8 *to, const __u8 *from)
-{
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		to[i] = from[i];
 }
 
 /* What a sum of 16-bit words is as a checksum: 0 of a header whose own is right (RFC 1071). */

@@ -188,16 +188,14 @@ __noinline __u32 pw_cell(__u32 slot, __u32 set_id, __u32 class_id, __u32 service
 	return verdict ? *verdict : set->defaults[at];
 }
 
-/* Both sides' verdicts on a flow from @from to @to. */
+/* Both sides' verdicts on a flow from @from to @to; of a side that does not bind it stays 0. */
 PW_INLINE void pw_decide(__u32 slot, const struct pw_peer *from, const struct pw_peer *to,
 			 __u32 service, __u16 be_sport, __u32 sides, struct pw_conn *conn)
 {
-	conn->egress = sides & PW_SIDE_EGRESS
-			       ? pw_cell(slot, from->set_out, to->class_id, service, be_sport)
-			       : 0;
-	conn->ingress = sides & PW_SIDE_INGRESS
-				? pw_cell(slot, to->set_in, from->class_id, service, be_sport)
-				: 0;
+	if (sides & PW_SIDE_EGRESS)
+		conn->egress = pw_cell(slot, from->set_out, to->class_id, service, be_sport);
+	if (sides & PW_SIDE_INGRESS)
+		conn->ingress = pw_cell(slot, to->set_in, from->class_id, service, be_sport);
 }
 
 /* 0, or the reason to drop, with the rule's number. */

@@ -115,8 +115,8 @@ PW_INLINE int pw_forward(struct __sk_buff *skb, const struct pw_packet *pkt,
 	if (data + sizeof(head) > end)
 		return TC_ACT_SHOT;
 	__builtin_memcpy(&head, data, sizeof(head));
-	pw_mac_copy(head.macs, target->mac);
-	pw_mac_copy(head.macs + ETH_ALEN, target->gateway_mac);
+	__builtin_memcpy(head.macs, target->mac, ETH_ALEN);
+	__builtin_memcpy(head.macs + ETH_ALEN, target->gateway_mac, ETH_ALEN);
 	if (pkt->be_proto == bpf_htons(ETH_P_IP)) {
 		/* ip_decrease_ttl(): the checksum moves with it (RFC 1624) */
 		check = head.ip[5] + bpf_htons(0x0100);
