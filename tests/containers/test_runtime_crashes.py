@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.deadline import wait_until
@@ -31,7 +33,12 @@ def test_containers_keep_their_network_while_the_daemon_is_killed_and_restarted(
 
     containerd.run("kill", "-INT", *containerd.run("pidof", "ping").split())
     wait_until(lambda: "packet loss" in containerd.log("stream"), 10, "the stream's summary")
-    assert " 0% packet loss" in containerd.log("stream")
+    sent, received = (
+        int(re.search(rf"(\d+) packets {word}", containerd.log("stream")).group(1))  # type: ignore[union-attr]
+        for word in ("transmitted", "received")
+    )
+    assert sent > 5
+    assert sent - received in {0, 1}  # the last one's answer may have been on its way when ping was ended
     assert containerd.ports() == before
     for name in ("web", "client"):
         containerd.ctr_stop(name)
