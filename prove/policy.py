@@ -135,6 +135,11 @@ def built(runner: Runner) -> Iterator[Line]:
             "host endpoints: untracked, before DNAT, forwarded, local, failsafes; as their judge says",
             "tests/netns/test_policy_hosts*.py",
         ),
+        (
+            "early",
+            "XDP drops what an untracked policy denies all of; never failsafe ports, nor where others are",
+            "tests/netns/test_host_early.py",
+        ),
     ):
         yield _shown(runner, name, claim, path)
 

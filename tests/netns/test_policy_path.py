@@ -235,25 +235,3 @@ def test_fragments_go_the_way_of_their_datagram(
             server.setblocking(False)
             with pytest.raises(BlockingIOError):
                 server.recv(5000)
-
-
-@pytest.mark.parametrize(
-    ("mark", "manifest"),
-    [
-        (
-            "HostEndpoint",
-            """
-apiVersion: projectcalico.org/v3
-kind: HostEndpoint
-metadata: {name: h}
-spec: {node: n, interfaceName: eth0}
-""",
-        ),
-    ],
-)
-def test_what_is_not_enforced_is_refused(daemon: Daemon, mark: str, manifest: str) -> None:
-    """What can be read and is not done yet is an error at apply that names it; nothing is in force then."""
-    with daemon.client() as api:
-        with pytest.raises(InvalidInput, match=mark):
-            api.policy_apply([("x.yaml", manifest)])
-        assert api.policy_list().policies == ()

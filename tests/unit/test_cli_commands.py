@@ -351,7 +351,7 @@ def test_node_run_and_install_get_the_directories(
         monkeypatch.setenv("PORTWRIGHT_STATE_DIR", str(state_dir))
     runner = CliRunner()
     result = runner.invoke(cli, [*before, "node", "run", *after], catch_exceptions=False)
-    told = {"run_dir": run_dir, "state_dir": state_dir, "policy_dir": None}
+    told = {"run_dir": run_dir, "state_dir": state_dir, "policy_dir": None, "node_name": ""}
     assert (result.exit_code, seen) == (3, [told])
     install = ["install", "--cni-bin-dir", "/b", "--cni-conf-dir", "/c", "--network", "blue"]
     result = runner.invoke(cli, [*before, *install, *after], catch_exceptions=False)

@@ -34,6 +34,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """``ports`` counts by state. ``problems`` are sentences; none means healthy.
 
     ``alarms``: what someone else did to our side of the host since the start, the latest 32.
+    ``node_name``: what HostEndpoints call this host.
     """
 
     version: str
@@ -47,6 +48,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     attach: str
     problems: tuple[str, ...] = ()
     alarms: tuple[str, ...] = ()
+    node_name: str = ""
 
 
 @method("node.status", NodeStatus)
@@ -302,14 +304,19 @@ class StatsParams(Params[tuple[PortStats, ...]], frozen=True, kw_only=True):
 
 
 class DropCount(msgspec.Struct, frozen=True, kw_only=True):
-    """Drops of one port, in one direction, for one reason."""
+    """Drops of one port, in one direction, for one reason.
+
+    Of a host endpoint: ``port_id`` is ``host:`` and its interfaces, ``rep`` its name, ``direction`` the
+    policy's, ``reason`` the stage (``host-local``), and ``rule`` what decided.
+    """
 
     port_id: str
     rep: str
-    direction: Direction
+    direction: Direction | Literal["ingress", "egress"]
     reason: str
     packets: int
     bytes: int
+    rule: str = ""
 
 
 @method("drops", tuple[DropCount, ...])

@@ -66,7 +66,8 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
 
     ``folder``: the watched folder, '' if there is none; ``behind``: why what it says is not in force, '' if
     it is. Both of ``policy.list`` alone. ``staged``: those of the policies that are dry runs, and in no
-    table. ``changes``: of a dry run alone.
+    table. ``changes``: of a dry run alone. ``hosts``: this node's host endpoints and which interfaces they
+    are, of ``policy.list`` alone.
     """
 
     files: tuple[str, ...]
@@ -77,6 +78,7 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     behind: str = ""
     staged: tuple[str, ...] = ()
     changes: PolicyChanges | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @method("policy.apply", PolicyState, large=True)

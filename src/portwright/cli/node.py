@@ -29,13 +29,27 @@ def node() -> None:
     envvar="PORTWRIGHT_POLICY_DIR",
     help="A folder whose manifests are kept in force, as they change.",
 )
+@click.option(
+    "--node-name",
+    default="",
+    envvar="PORTWRIGHT_NODE_NAME",
+    help="What HostEndpoints call this host in spec.node; its host name, if not given.",
+)
 @click.pass_obj
-def run(settings: Settings, run_dir: Path | None, state_dir: Path | None, policy_dir: Path | None) -> int:
+def run(
+    settings: Settings,
+    /,
+    *,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    policy_dir: Path | None,
+    node_name: str,
+) -> int:
     """Run the daemon in the foreground, until it is stopped. Ports keep working without it."""
     from portwright.daemon.main import main
 
     where = merged(settings, run_dir, state_dir)
-    return main(state_dir=where.state_dir, run_dir=where.run_dir, policy_dir=policy_dir)
+    return main(state_dir=where.state_dir, run_dir=where.run_dir, policy_dir=policy_dir, node_name=node_name)
 
 
 @node.command()
@@ -55,6 +69,7 @@ def status(settings: Settings, as_json: bool) -> int:
                 ("version", found.version),
                 ("pid", found.pid),
                 ("uptime", f"{found.uptime_s:.0f} s"),
+                ("node_name", found.node_name),
                 ("run_dir", found.run_dir),
                 ("state_dir", found.state_dir),
                 ("attach", found.attach),

@@ -109,10 +109,12 @@ def drops(settings: Settings, /, *, port: str | None, follow: bool, logged: bool
     if as_json:
         print_json(found)
         return
-    print_table(
-        ["PORT_ID", "REP", "DIRECTION", "REASON", "PACKETS", "BYTES"],
-        [[d.port_id, d.rep, d.direction, d.reason, d.packets, d.bytes] for d in found],
-    )
+    header = ["PORT_ID", "REP", "DIRECTION", "REASON", "PACKETS", "BYTES"]
+    rows = [[d.port_id, d.rep, d.direction, d.reason, d.packets, d.bytes] for d in found]
+    if any(d.rule for d in found):  # host endpoints', by rule
+        header.append("RULE")
+        rows = [[*row, printable(d.rule)] for row, d in zip(rows, found, strict=True)]
+    print_table(header, rows)
 
 
 def drop_line(event: DropEvent) -> str:

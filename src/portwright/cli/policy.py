@@ -201,6 +201,8 @@ def _show(state: PolicyState, as_json: bool) -> None:
             ("tables", tables),
             ("folder", state.folder),
             ("behind", state.behind),
+            ("hosts", list(state.hosts)),
+            ("failsafe", _failsafes() if state.hosts else []),
         ]
     )
     if state.changes is not None:
@@ -208,3 +210,14 @@ def _show(state: PolicyState, as_json: bool) -> None:
         print_changes(state.changes)
     for warning in state.warnings:
         click.echo(f"warning: {warning.where}: {warning.text} {warning.fix} [{warning.code}]", err=True)
+
+
+def _failsafes() -> list[str]:
+    """The ports that no host endpoint's policy closes."""
+    from portwright.policy.host.stages import FAILSAFE_IN, FAILSAFE_OUT
+
+    return [
+        f"{way} {name} {' '.join(map(str, ports[number]))}"
+        for way, ports in (("in", FAILSAFE_IN), ("out", FAILSAFE_OUT))
+        for name, number in (("tcp", 6), ("udp", 17))
+    ]

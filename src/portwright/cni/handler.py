@@ -339,7 +339,7 @@ def _spec(
 
 
 def _result(request: CniRequest, conf: NetConf, port: Port) -> Result:
-    """Interfaces: the representor, the device, a tap's two; appended to a previous plugin's, never inserted."""
+    """Interfaces: the representor, the device, a tap's two; behind a previous plugin's, never between."""
     interfaces = [
         ResultInterface(name=port.rep_name, mac=GATEWAY_MAC, mtu=port.mtu, sandbox=""),
         ResultInterface(name=port.ifname, mac=port.mac, mtu=port.mtu, sandbox=request.netns),

@@ -37,17 +37,20 @@ from portwright.node.watch import Watch
 log = logging.getLogger("portwright")
 
 
-def main(state_dir: Path | str, run_dir: Path | str, policy_dir: Path | None = None) -> int:
+def main(
+    state_dir: Path | str, run_dir: Path | str, policy_dir: Path | None = None, node_name: str = ""
+) -> int:
     """Runs until SIGTERM, SIGINT or ``node stop``. Returns the exit status.
 
-    ``policy_dir``: a folder whose manifests are kept in force.
+    ``policy_dir``: a folder whose manifests are kept in force. ``node_name``: what HostEndpoints call this
+    host, '' for its own name.
     """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
     )
     paths = Paths(Path(run_dir), Path(state_dir))
     try:
-        core = Core.open(paths, Faults.from_environment())
+        core = Core.open(paths, Faults.from_environment(), node_name)
     except PortwrightError as error:
         sys.stderr.write(f"portwright: {error}\n")
         return 1

@@ -70,7 +70,7 @@ class Methods:
         states: dict[str, int] = {}
         for port in self._store.ports():
             states[port.state.value] = states.get(port.state.value, 0) + 1
-        problems = [*self.problems, *self._health.impaired()]
+        problems = [*self.problems, *self._health.host_endpoints(), *self._health.impaired()]
         return m.NodeStatus(
             version=VERSION,
             pid=os.getpid(),
@@ -83,6 +83,7 @@ class Methods:
             attach=attach_mode(),
             problems=tuple(problems),
             alarms=(*self._core.alarms, *self._health.policy_folder()),
+            node_name=self._core.node_name,
         )
 
     async def node_stop(self, _params: m.NodeStopParams, _request: Request) -> m.NodeStopping:
@@ -143,7 +144,8 @@ class Methods:
         """What is in force."""
         folder = self._core.policies.folder
         state = policy_state(self._core.policies.current())
-        return msgspec.structs.replace(state, folder=folder.path, behind=folder.error)
+        hosts = self._core.policies.host_endpoints()
+        return msgspec.structs.replace(state, folder=folder.path, behind=folder.error, hosts=hosts)
 
     async def policy_delete(self, params: pm.PolicyDeleteParams, _request: Request) -> pm.PolicyState:
         """Raises NotFound."""
@@ -173,8 +175,8 @@ class Methods:
             mac=_mac(params.mac),
             mtu=params.mtu,
             attach=params.attach or "",
-            requested=tuple(_bare(ip) for ip in params.ips),
             model=params.model,
+            requested=tuple(_bare(ip) for ip in params.ips),
             routes=self._store.get_network(params.network).routes,
             dns=self._store.get_network(params.network).dns,
             port_mappings=params.port_mappings,
@@ -289,8 +291,8 @@ class Methods:
             yield from counters.drops(switch.maps, ports)
 
     async def drops(self, params: m.DropsParams, _request: Request) -> tuple[m.DropCount, ...]:
-        """One count for each port, direction and reason that has any."""
-        return tuple(
+        """One count for each port, direction and reason that has any; and of host endpoints for each rule."""
+        of_ports = (
             m.DropCount(
                 port_id=port.port_id,
                 rep=port.rep_name,
@@ -301,6 +303,20 @@ class Methods:
             )
             for port, direction, reason, count in self._drop_counters(self._chosen(params.port))
         )
+        hosts = self._core.policies.hosts if params.port is None else None
+        of_hosts = (
+            m.DropCount(
+                port_id=f"host:{','.join(drop.interfaces)}",
+                rep=drop.site.endpoint,
+                direction=drop.site.direction.value,
+                reason=f"host-{drop.site.stage}",
+                rule=drop.site.rule,
+                packets=drop.packets,
+                bytes=drop.octets,
+            )
+            for drop in (hosts.drops() if hosts is not None else ())
+        )
+        return (*of_ports, *of_hosts)
 
     async def drops_follow(
         self, params: m.DropsFollowParams, _request: Request

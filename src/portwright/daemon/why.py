@@ -13,7 +13,7 @@ from portwright.node.core import Core
 from portwright.node.switch import Switch
 from portwright.observe import why as engine
 from portwright.observe.events import rule_of
-from portwright.policy.rules import ICMP, ICMP6, Flow
+from portwright.policy.rules import ICMP, ICMP6, Direction, Flow
 
 #: The host as a peer: addresses that no port can have.
 _HOST = {4: "127.0.0.1", 6: "::1"}
@@ -92,21 +92,31 @@ class Explainer:
                     )
                 steps += [m.WhyStep(step=s.step, text=s.text, detail=s.detail) for s in second.steps]
                 verdict = "refused" if second.verdict == "drop" else "allowed"
+            else:
+                routed, passes = self._by_host(switch, src, dst, params, Direction.EGRESS)
+                steps += routed
+                if not passes:
+                    verdict, delivered = "refused", ""
         steps += self._by_policy(src, dst, params)
         return m.Why(verdict=verdict, steps=tuple(steps), delivered_to=delivered, path=path)
 
     def _by_policy(self, src: str, dst: str, params: m.WhyParams) -> list[m.WhyStep]:
         """What the policies in force say of such a flow, and what would mend it."""
-        if params.proto == "icmp":
-            number, echo = (ICMP6, 128) if ":" in src else (ICMP, 8)
-            flow = Flow(source=src, destination=dst, protocol=number, icmp_type=echo, icmp_code=0)
-        else:
-            sport, dport = _numbers(params)
-            number = engine.PROTOCOLS[params.proto]
-            flow = Flow(source=src, destination=dst, protocol=number, source_port=sport, port=dport)
-        return [
-            m.WhyStep(step="policy", text=line) for line in self._core.policies.explain(flow).splitlines()
-        ]
+        said = self._core.policies.explain(_flow(src, dst, params))
+        return [m.WhyStep(step="policy", text=line) for line in said.splitlines()]
+
+    def _by_host(
+        self, switch: Switch, src: str, dst: str, params: m.WhyParams, direction: Direction
+    ) -> tuple[list[m.WhyStep], bool]:
+        """What the host endpoint says by which the host routes it, in or out; and whether it passes there."""
+        if switch.ref.cookie != self._core.own_cookie:
+            return [], True
+        interface = self._core.interface_to(dst if direction is Direction.EGRESS else src)
+        found = self._core.policies.routed(_flow(src, dst, params), interface, direction)
+        if not interface or found is None:
+            return [], True
+        passes, text = found
+        return [m.WhyStep(step="host endpoint", text=text, detail=interface)], passes
 
     def _to_port(self, src: str, port: Port, params: m.WhyParams, family: int) -> m.Why:
         switch = self._attached(port)
@@ -122,6 +132,10 @@ class Explainer:
         refused = trace.verdict == "drop"
         if refused:
             steps.append(m.WhyStep(step="rule", text=rule_of(trace.reason), detail=""))
+        elif src not in _HOST.values():
+            routed, passes = self._by_host(switch, src, dst, params, Direction.INGRESS)
+            steps += routed
+            refused = not passes
         if src not in _HOST.values():
             steps += self._by_policy(src, dst, params)
         return m.Why(
@@ -183,6 +197,15 @@ def _frame(src_mac: str, dst_mac: str, src: str, dst: str, params: m.WhyParams) 
         sport=sport,
         dport=dport,
     )
+
+
+def _flow(src: str, dst: str, params: m.WhyParams) -> Flow:
+    if params.proto == "icmp":
+        number, echo = (ICMP6, 128) if ":" in src else (ICMP, 8)
+        return Flow(source=src, destination=dst, protocol=number, icmp_type=echo, icmp_code=0)
+    sport, dport = _numbers(params)
+    number = engine.PROTOCOLS[params.proto]
+    return Flow(source=src, destination=dst, protocol=number, source_port=sport, port=dport)
 
 
 def _numbers(params: m.WhyParams) -> tuple[int, int]:

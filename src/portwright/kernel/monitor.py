@@ -1,4 +1,4 @@
-"""Links as they come, change and go, pushed by the kernel (RTNLGRP_LINK)."""
+"""Links as they come, change and go, pushed by the kernel (RTNLGRP_LINK); and that tables of nftables go."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Literal
 
 import msgspec
 
-from portwright.kernel.netlink import NETLINK_ROUTE, open_socket, receive
+from portwright.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, open_socket, receive
 from portwright.kernel.rtnl_parse import RTM_DELLINK, LinkInfo, parse_link
 from portwright.model.errors import KernelFailed
 
 _RTMGRP_LINK = 1
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 #: Datagrams that one read() takes at most, so that a storm can't hold an event loop.
 READ_MAX = 256
+#: linux/netfilter/nfnetlink.h, nf_tables.h: the group's bit, and NFT_MSG_DELTABLE of its subsystem.
+_NFNLGRP_NFTABLES, _DELTABLE = 1 << (7 - 1), 10 << 8 | 2
 _RECEIVE_BUFFER = 4 << 20  # about 2,000 unread link messages
 _DATAGRAM = 64 * 1024
 
@@ -83,3 +86,60 @@ class LinkMonitor:
                 if link is not None:
                     events.append(LinkEvent(kind="del" if message.type == RTM_DELLINK else "new", link=link))
         return events
+
+
+class _Signal:
+    """Says that something happened, not what: ask for what is then.
+
+    For an event loop: wait until fileno() is readable, drain(), and look.
+    """
+
+    #: Messages of other types say nothing; None: all of them do.
+    _type: int | None = None
+
+    def __init__(self, protocol: int, groups: int, netns_fd: int | None) -> None:
+        self._sock = open_socket(protocol, netns_fd, groups=groups, receive_buffer=_RECEIVE_BUFFER)
+        self._sock.setblocking(False)
+        self._buffer = bytearray(_DATAGRAM)
+
+    def close(self) -> None:
+        """End the subscription; a second time does nothing."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on, -1 once closed."""
+        return self._sock.fileno()
+
+    def drain(self) -> bool:
+        """Take what has come, at most READ_MAX datagrams; whether it says something, be it by a loss."""
+        some = False
+        for _ in range(READ_MAX):
+            try:
+                messages = receive(self._sock, self._buffer)
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if exc.errno not in (errno.ENOBUFS, errno.EMSGSIZE):
+                    raise KernelFailed(exc.errno or errno.EIO, "netlink monitor") from exc
+                some = True
+            else:
+                some = some or any(self._type in {None, message.type} for message in messages)
+        return some
+
+
+class AddressMonitor(_Signal):
+    """Something changed about a namespace's links or addresses."""
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Subscribe in the namespace of ``netns_fd`` (not taken over), or the thread's own."""
+        super().__init__(NETLINK_ROUTE, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR, netns_fd)
+
+
+class TableMonitor(_Signal):
+    """An nftables table of a namespace was removed: anybody's."""
+
+    _type = _DELTABLE
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Subscribe in the namespace of ``netns_fd`` (not taken over), or the thread's own."""
+        super().__init__(NETLINK_NETFILTER, _NFNLGRP_NFTABLES, netns_fd)

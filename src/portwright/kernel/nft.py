@@ -59,6 +59,8 @@ def _library() -> ctypes.CDLL:
     lib.nft_ctx_free.restype = None
     lib.nft_ctx_output_set_flags.argtypes = (ctypes.c_void_p, ctypes.c_uint)
     lib.nft_ctx_output_set_flags.restype = None  # 1.1 returns the old flags; nobody asks
+    lib.nft_ctx_set_dry_run.argtypes = (ctypes.c_void_p, ctypes.c_bool)
+    lib.nft_ctx_set_dry_run.restype = None
     for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
         getattr(lib, name).argtypes = (ctypes.c_void_p,)
         getattr(lib, name).restype = ctypes.c_int
@@ -128,17 +130,28 @@ class Nft:
         """
         return self._run(script, as_json=False)
 
+    def check(self, script: str) -> None:
+        """Have nft evaluate ``script`` and the kernel look at it, and change nothing (``nft --check``).
+
+        Raises as :meth:`run` would, but for what the kernel finds out only as it commits. Use a context for
+        this alone, and close it: libnftables 1.0.6 takes what it checked for something that is there.
+        """
+        self._run(script, as_json=False, dry=True)
+
     def run_json(self, script: str | dict[str, object]) -> list[dict[str, object]]:
         """Run text or libnftables-json(5) and return the objects of the ``nftables`` array.
 
         The head object (``metainfo``) is left out; a command without output gives []. Atomic
-        and failing like :meth:`run`.
+        and failing like :meth:`run`; and KernelFailed(EBADMSG) for an answer that is no JSON.
         """
         text = script if isinstance(script, str) else json.dumps(script)
         out = self._run(text, as_json=True)
         if not out.strip():
             return []
-        objects = json.loads(out)["nftables"]
+        try:
+            objects = json.loads(out)["nftables"]
+        except ValueError as exc:  # so 1.0.6 of a table with an owner
+            raise KernelFailed(errno.EBADMSG, "nft", f"libnftables wrote what is no JSON: {exc}") from exc
         return [o for o in objects if "metainfo" not in o]
 
     def run_each(self, scripts: Iterable[str], *, ignore: Iterable[int] = ()) -> list[KernelFailed]:
@@ -169,7 +182,7 @@ class Nft:
                 return None
             raise
 
-    def _run(self, script: str, *, as_json: bool) -> str:
+    def _run(self, script: str, *, as_json: bool, dry: bool = False) -> str:
         if "\0" in script:
             raise InvalidInput("nft", script[:200], "a script can't hold a NUL byte")
         with self._lock:
@@ -179,7 +192,11 @@ class Nft:
             if as_json != self._json:
                 self._lib.nft_ctx_output_set_flags(ctx, _OUTPUT_JSON if as_json else 0)
                 self._json = as_json
+            if dry:
+                self._lib.nft_ctx_set_dry_run(ctx, True)
             failed = self._lib.nft_run_cmd_from_buffer(ctx, script.encode())
+            if dry:
+                self._lib.nft_ctx_set_dry_run(ctx, False)
             # Both buffers belong to the context and are emptied by being read, so both must be
             # read each time: what a failed call left would come out of the next one.
             out: bytes = self._lib.nft_ctx_get_output_buffer(ctx) or b""

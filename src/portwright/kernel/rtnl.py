@@ -65,7 +65,7 @@ from portwright.kernel.rtnl_parse import (
     parse_link,
     routes,
 )
-from portwright.kernel.rtnl_uplink import default_oif, default_uplink
+from portwright.kernel.rtnl_uplink import default_oif, default_uplink, device_to
 from portwright.model.errors import InvalidInput
 
 __all__ = [
@@ -84,6 +84,7 @@ __all__ = [
     "altname_del",
     "default_oif",
     "default_uplink",
+    "device_to",
     "link_by_index",
     "link_by_name",
     "link_del",

@@ -38,6 +38,22 @@ def default_uplink(sock: NetlinkSocket, family: int) -> LinkInfo | None:
     return link_by_index(sock, oif) if oif else None
 
 
+def device_to(sock: NetlinkSocket, address: str) -> LinkInfo | None:
+    """Return the device by which a packet to ``address`` would leave; None for none, or if it is ours."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    body = RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(RTA_DST, packed)
+    try:
+        (replies,) = sock.execute([Request(RTM_GETROUTE, 0, body, f"ip route get {address}")])
+    except RequestFailed:  # unreachable
+        return None
+    for message in replies:
+        route = parse_route(message)
+        if route is not None and route.type == "unicast" and route.oif:
+            return link_by_index(sock, route.oif)
+    return None
+
+
 def default_oif(sock: NetlinkSocket, family: int) -> int:
     """Return the ifindex of the main table's default route with the lowest metric; 0 without one.
 

@@ -21,6 +21,7 @@ from portwright.model.network import Network
 from portwright.model.port import NetnsRef, Port
 from portwright.node import nat, sandbox, steer
 from portwright.node.faults import Faults
+from portwright.node.hosts import Hosts
 from portwright.node.paths import Paths
 from portwright.node.policies import Policies
 from portwright.node.switch import Switch
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 class Core:
     """Opened by the daemon, used by one thread."""
 
-    def __init__(self, paths: Paths, store: Store, faults: Faults) -> None:
+    def __init__(self, paths: Paths, store: Store, faults: Faults, node_name: str = "") -> None:
         self.paths = paths
         self.store = store
         self.faults = faults
@@ -47,14 +48,19 @@ class Core:
         #: what happened to look-ups of domain names so far, by word (node.domains)
         self.look_ups: Counter[str] = Counter()
         self.switches: dict[int, Switch] = {}
-        self.policies = Policies(store, self.switches, faults)
+        self.node_name = node_name or socket.gethostname()
+        hosts = Hosts(store, self.switch_for, self.node_name, faults)
+        self.policies = Policies(store, self.switches, faults, hosts)
         self.strays = self._find_strays()
         self._own_fd = netns.self_fd()
         self.own_cookie = netns.cookie(self._own_fd)
 
     @classmethod
-    def open(cls, paths: Paths, faults: Faults) -> Core:
-        """Opens the record and our bpffs. Raises Conflict if another daemon holds the state."""
+    def open(cls, paths: Paths, faults: Faults, node_name: str = "") -> Core:
+        """Opens the record and our bpffs. Raises Conflict if another daemon holds the state.
+
+        ``node_name``: what HostEndpoints call this host, '' for its own name.
+        """
         paths.run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         store = Store.open(paths.state_dir)
         try:
@@ -69,7 +75,7 @@ class Core:
                 store.own("mount", str(paths.bpf))
             if not there:
                 mount_bpffs(paths.bpf)
-            return cls(paths, store, faults)
+            return cls(paths, store, faults, node_name)
         except BaseException:
             store.close()
             raise
@@ -251,6 +257,11 @@ class Core:
             if mtu:
                 return min(mtu, 65535)
         return DEFAULT_MTU
+
+    def interface_to(self, address: str) -> str:
+        """The interface by which our own namespace reaches an address; '' for none, and for its own."""
+        link = rtnl.device_to(self.switch_for().rtnl, address)
+        return "" if link is None else link.name
 
     # -- host-wide sysctls -----------------------------------------------------------------------
 

@@ -21,6 +21,9 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
                                        some pins are removed
     policy:compiled, policy:recorded, policy:installed
                                        a change of policy is judged; on record; in force
+    hosts:recorded, hosts:installed, hosts:removed, policy:hosts
+                                       the table of host endpoints is about to be made; is in force; is gone,
+                                       but on record; is as the change wants it, which is not on record yet
     policy:<table>, policy:swept, policy:withdrawn
                                        in a data path the next generation has this table; all of them; there
                                        is none any more

@@ -134,6 +134,11 @@ class Health:
         folder = self._core.policies.folder
         return [f"policy folder {folder.path}: {folder.error}"] if folder.error else []
 
+    def host_endpoints(self) -> list[str]:
+        """Why what policy says of the host's own interfaces is not what is in force; [] if it is."""
+        hosts = self._core.policies.hosts
+        return [hosts.error] if hosts is not None and hosts.error else []
+
     def impaired(self) -> list[str]:
         """Attached ports whose data path is broken: CNI's error 51. Bounded: the first ten."""
         problems: list[str] = []
@@ -233,6 +238,17 @@ class Health:
                 not behind,
                 "error",
                 behind[0] if behind else self._core.policies.folder.path or "none is watched",
+                "mend what it names: what was in force before stays in force until then",
+            )
+        )
+        unbound = self.host_endpoints()
+        bound = self._core.policies.host_endpoints()
+        findings.append(
+            Finding(
+                "host endpoints",
+                not unbound,
+                "error",
+                unbound[0] if unbound else "; ".join(bound) or "none of this node's is on record",
                 "mend what it names: what was in force before stays in force until then",
             )
         )

@@ -25,13 +25,15 @@ from portwright.node.endpoints import identity, snapshot_of
 from portwright.node.enforcement import DataPath, Enforcement
 from portwright.node.faults import Faults
 from portwright.node.folder import FolderState, forgotten, is_inside
+from portwright.node.hosts import Hosts, Wanted
 from portwright.policy.explain import explain
+from portwright.policy.host.stages import local_endpoints
 from portwright.policy.isolation import with_isolation
 from portwright.policy.lint import Lint
+from portwright.policy.lints.hosts import nobodys_endpoints
 from portwright.policy.manifests.read import Manifests, read
 from portwright.policy.manifests.shelf import Shelf
-from portwright.policy.resolve import traits_of
-from portwright.policy.rules import Direction, EndpointKind, Flow, Policy, PolicySet, Snapshot
+from portwright.policy.rules import Direction, Flow, Policy, PolicySet, Snapshot
 from portwright.policy.staged import chosen, staged
 from portwright.policy.tables import Compiled, Size, lookup
 
@@ -79,9 +81,12 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 class Policies:
     """One for the node. Not for two threads."""
 
-    def __init__(self, store: Record, switches: Mapping[int, DataPath], faults: Faults) -> None:
-        """Reads the manifests on record; nothing is put in force yet."""
+    def __init__(
+        self, store: Record, switches: Mapping[int, DataPath], faults: Faults, hosts: Hosts | None = None
+    ) -> None:
+        """Reads the manifests on record; nothing is put in force yet. ``hosts``: None leaves them alone."""
         self._store = store
+        self.hosts = hosts
         self._faults = faults
         self._enforcement = Enforcement(switches, faults)
         #: of the files on record, which are read again whenever one of them changes
@@ -170,10 +175,14 @@ class Policies:
             self._enforcement.thaw()
         manifests = read(sorted(wanted.items()), shelf=self._shelf)
         _refuse_what_is_not_enforced(manifests)
-        compiled = self._compile(manifests, self._snapshot(manifests))
+        snapshot = self._snapshot(manifests)
+        compiled = self._compile(manifests, snapshot)
+        hosts = self._plan_hosts(manifests, snapshot)
+        if dry_run and self.hosts is not None:
+            self.hosts.check(hosts)
         if not dry_run:
             self._faults.at("policy:compiled")
-            self._store.set_manifests(sorted(wanted.items()), watched)
+            self._record(sorted(wanted.items()), watched, hosts)
             if not self.folder.path:
                 self.folder = FolderState(error=forgotten(watched))
             self._faults.at("policy:recorded")
@@ -182,16 +191,62 @@ class Policies:
             self._faults.at("policy:installed")
             self.changed()
         applied = _applied(wanted, manifests, compiled)
+        if self.hosts is not None and (lint := nobodys_endpoints(manifests.snapshot, self.hosts.node)):
+            applied = msgspec.structs.replace(applied, warnings=(*applied.warnings, lint))
         if dry_run:
             states = (self._in_force(self._manifests), self._in_force(manifests))
             applied = msgspec.structs.replace(applied, states=states)
         return applied
+
+    def _record(self, files: list[tuple[str, str]], watched: Collection[str], hosts: Wanted) -> None:
+        """Records a change, the host's interfaces first: then it is known that the kernel takes it."""
+        before = self.hosts.wanted if self.hosts is not None else Wanted()
+        self._put_hosts(hosts)
+        self._faults.at("policy:hosts")
+        try:
+            self._store.set_manifests(files, watched)
+        except BaseException:
+            self._put_hosts(before)
+            raise
+
+    # -- the host's own interfaces ---------------------------------------------------------------
+
+    def _plan_hosts(self, manifests: Manifests, snapshot: Snapshot) -> Wanted:
+        return Wanted() if self.hosts is None else self.hosts.plan(manifests.policy_set, snapshot)
+
+    def _put_hosts(self, wanted: Wanted) -> None:
+        if self.hosts is not None:
+            self.hosts.put(wanted, anyway=True)  # whoever applies something expects it to be there
+
+    def host_endpoints(self) -> tuple[str, ...]:
+        """This node's host endpoints, each with the interfaces that it is now, for people."""
+        if self.hosts is None:
+            return ()
+        where = {b.endpoint.name: ["*"] if b.every else b.interfaces for b in self.hosts.wanted.bound}
+        ends = local_endpoints(self._manifests.snapshot, self.hosts.node)
+        lines = [f"{end.name}: {', '.join(where.get(end.name, ())) or 'no interface'}" for end in ends]
+        return (*lines, *(f"no early drops by XDP: {why}" for why in self.hosts.not_early.values()))
+
+    def routed(self, flow: Flow, interface: str, direction: Direction) -> tuple[bool, str] | None:
+        """Whether the interface's host endpoint lets a flow be routed by it, and why; None without one."""
+        if self.hosts is None or not self.hosts.wanted.bound:
+            return None
+        state = (self._manifests.policy_set, self._snapshot(self._manifests))
+        found = self.hosts.forwarded(*state, flow, interface, direction)
+        return None if found is None else (found[1].allowed, f"{found[0]}: {found[1].text}")
+
+    def addresses_changed(self) -> None:
+        """The host's interfaces or their addresses are others now. What can't be is ``hosts.error``."""
+        if self.hosts is not None and self.hosts.follows:
+            self.hosts.follow(self._manifests.policy_set, self._snapshot(self._manifests))
 
     # -- the data paths --------------------------------------------------------------------------
 
     def restore(self) -> None:
         """Puts the record in force in every data path there is: at the start of the daemon."""
         self._faults.stage, before = "recover-", self._faults.stage
+        if self.hosts is not None:
+            self.hosts.restore(self._manifests.policy_set, self._snapshot(self._manifests))
         if self._active:
             self._sync()
         else:
@@ -275,7 +330,11 @@ class Policies:
         return enforced or bool(self._isolating())
 
     def _sync(self, port: Port | None = None, *, without: Port | None = None) -> None:
-        self._install(self._compile(self._manifests, self._snapshot(self._manifests, port, without)))
+        snapshot = self._snapshot(self._manifests, port, without)
+        compiled = self._compile(self._manifests, snapshot)
+        if self.hosts is not None and not self.hosts.error:
+            self.hosts.put(self.hosts.plan(self._manifests.policy_set, snapshot))
+        self._install(compiled)
 
     def _compile(self, manifests: Manifests, snapshot: Snapshot) -> Compiled:
         return self._enforcement.compile(with_isolation(manifests.policy_set, snapshot), snapshot)
@@ -311,18 +370,11 @@ def _nobody_asked() -> None:
 
 def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
     """Raises InvalidInput for what can be read and compiled, and no data path does yet."""
-    for end in manifests.snapshot.endpoints:
-        if end.kind is EndpointKind.HOST:
-            why = "host endpoints are not enforced by this release; leave it out"
-            raise InvalidInput("HostEndpoint", end.title, why)
     for policy in manifests.policy_set.policies:
-        place = f"{policy.where}: {policy.kind} {policy.title}"
-        if policy.staged:  # the compiler leaves it out, so it would not say
-            for direction in Direction:
-                traits_of(policy, direction)
-        if policy.do_not_track or policy.pre_dnat or policy.apply_on_forward:
-            why = "policy on the host's own interfaces is not enforced by this release; leave it out"
-            raise InvalidInput(f"{place}: spec", "doNotTrack, preDNAT or applyOnForward", why)
+        if policy.staged and (policy.do_not_track or policy.pre_dnat):
+            place = f"{policy.where}: {policy.kind} {policy.title}: spec"
+            why = "what this would change for the host's own interfaces no dry run tells; leave it out"
+            raise InvalidInput(place, "doNotTrack" if policy.do_not_track else "preDNAT", why)
     for policy in naming(manifests.policy_set):
         tproxy = features.probe("tproxy")
         if not tproxy.supported:

@@ -2,7 +2,8 @@
 
 The sandbox may delete its end at will (R1): the port is then detached, and its owner told. The
 operator may change the representor with ``ip link`` (R8, R11): record, data path and sandbox follow.
-Nobody may take it to another namespace (R13): it is brought back.
+Nobody may take it to another namespace (R13): it is brought back. And an address of the host may move to
+another interface, with the host endpoint that it stands for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import msgspec
 
 from portwright.kernel import rtnl
-from portwright.kernel.monitor import LinkEvent, LinkMonitor
+from portwright.kernel.monitor import AddressMonitor, LinkEvent, LinkMonitor, TableMonitor
 from portwright.model.errors import InvalidInput, NotFound, PortwrightError
 from portwright.model.port import Port, PortState
 from portwright.node.changes import Changes
@@ -44,6 +45,12 @@ class Watch:
         self._monitors: dict[int, LinkMonitor] = {}
         #: administrative state of each representor when it was last heard of
         self._up: dict[tuple[int, str], bool] = {}
+        #: of our own namespace, for host endpoints that are found by an address
+        self._addresses = AddressMonitor()
+        self._loop.add_reader(self._addresses.fileno(), self._addresses_ready)
+        #: of our own namespace, for the table of host endpoints: without it the host is open
+        self._tables = TableMonitor()
+        self._loop.add_reader(self._tables.fileno(), self._tables_ready)
 
     def sync(self) -> None:
         """Follows the switches that are there now. Cheap: call it after every change."""
@@ -56,7 +63,8 @@ class Watch:
             self._loop.add_reader(monitor.fileno(), self._ready, cookie)
 
     def catch_up(self) -> None:
-        """Acts on what happened to representors while nobody followed. Call it after ``sync``."""
+        """Acts on what happened while nobody followed. Call it after ``sync``."""
+        self._core.policies.addresses_changed()
         for cookie in self._monitors:
             self._compare_all(self._core.switches[cookie])
 
@@ -64,6 +72,24 @@ class Watch:
         """Ends every subscription."""
         for cookie in list(self._monitors):
             self._stop(cookie)
+        for monitor in (self._addresses, self._tables):
+            self._loop.remove_reader(monitor.fileno())
+            monitor.close()
+
+    def _addresses_ready(self) -> None:
+        if self._addresses.drain():
+            self._core.policies.addresses_changed()
+
+    def _tables_ready(self) -> None:
+        hosts = self._core.policies.hosts
+        if not self._tables.drain() or hosts is None:
+            return
+        try:
+            if hosts.mend():
+                self._alarm("host endpoints: their nftables table was removed by someone else, and is back")
+        except PortwrightError as error:
+            hosts.error = f"host endpoints: their nftables table was removed: {error}"
+            self._alarm(hosts.error)
 
     def _stop(self, cookie: int) -> None:
         monitor = self._monitors.pop(cookie)
