@@ -67,7 +67,7 @@ def performance(runner: Runner) -> Iterator[Line]:
 
 def built(runner: Runner) -> Iterator[Line]:
     """What the issue's list of things to build has besides."""
-    report = run_tests(runner, "vm", ["tests/guests"])
+    report = run_tests(runner, "vm", ["tests/guests"], env={"PORTWRIGHT_REQUIRE_GUESTS": "1"})
     yield Line(
         report.ok, "vm run: a QEMU guest on a port in one command, whose end is the port's", str(report)
     )

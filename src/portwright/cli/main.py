@@ -95,6 +95,7 @@ cli = Root(
         "install": ("portwright.cli.install", "install", "Install the CNI plugin and its configuration."),
         "network": ("portwright.cli.network", "network", "Networks: what ports join."),
         "port": ("portwright.cli.port", "port", "Ports: a sandbox's device and its representor."),
+        "vm": ("portwright.cli.vm", "vm", "Guests: virtual machines on ports."),
         "policy": ("portwright.cli.policy", "policy", "Policies: who may open connections to whom."),
         "why": (_OBSERVE, "why", "Explain what happens to a packet."),
         "stats": (_OBSERVE, "stats", "What the ports carried."),

@@ -41,12 +41,19 @@ def fork() -> int:
     """
     parent = os.getpid()
     child = os.fork()
-    if child:
-        return child
+    if not child:
+        end_with(parent)
+    return child
+
+
+def end_with(parent: int) -> None:
+    """In a child just forked (subprocess's ``preexec_fn``): be killed when the thread that forked it ends.
+
+    It stays so after an exec, but for programs with set-user-ID or capabilities of their own.
+    """
     failed = _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if failed or os.getppid() != parent:  # or it ended before the kernel knew what we want
         os._exit(1)
-    return 0
 
 
 def leave(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Guests: a virtual machine's process on the ports of a sandbox."""

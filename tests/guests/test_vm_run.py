@@ -1,0 +1,313 @@
+"""``portwright vm run`` with a real daemon: a guest on a port in one command, and nothing afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from portwright.kernel import netns
+from tests.deadline import wait_readable, wait_until
+from tests.fix_daemon import PORTWRIGHT, Daemon, SandboxFactory
+from tests.fix_netns import TestNetns
+from tests.guests.conftest import Image, booted
+
+pytestmark = [pytest.mark.guests, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Run:
+    """A running ``portwright vm run --json``: its process, and what it printed when the guest ran."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self.process = process
+        self._errors = errors
+        assert process.stdout is not None
+        wait_readable(process.stdout.fileno(), 60, "vm run to say that the guest runs")
+        line = process.stdout.readline()
+        assert line, self.errors()
+        self.facts: dict[str, Any] = json.loads(line)
+        self.qemu = os.pidfd_open(self.facts["pid"])
+
+    def addresses(self) -> list[str]:
+        """Those of its first NIC."""
+        return list(self.facts["nics"][0]["addresses"])
+
+    def errors(self) -> str:
+        """What it wrote to stderr."""
+        return self._errors.read_text()
+
+    def close(self) -> None:
+        """Let go of QEMU, ended if it lives still."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.qemu, signal.SIGKILL)
+        os.close(self.qemu)
+
+
+RunFactory = Callable[..., Run]
+
+
+@pytest.fixture
+def vm_run(daemon: Daemon, host: TestNetns, image: Image, console: Path) -> Iterator[RunFactory]:
+    """Start ``vm run`` on the network n1, in the daemon's host namespace; ``options`` are added."""
+    errors = console.with_name("errors")
+    command = [
+        *("nsenter", f"--net={host.path}", "--", str(PORTWRIGHT), "vm", "run", "--json"),
+        *("--kernel", str(image.kernel), "--initramfs", str(image.initramfs), "--console", str(console)),
+        *("--memory", "128", "--accel", "tcg", "--network", "n1"),
+    ]
+    with ExitStack() as stack:
+        # The guard deletes them a moment after us.
+        stack.callback(wait_until, partial(no_port, daemon), 10, "the guests' ports to be gone")
+
+        def start(*options: str) -> Run:
+            with errors.open("wb") as err:
+                process = subprocess.Popen(
+                    [*command, *options],
+                    env=daemon.env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=err,
+                    text=True,
+                )
+            stack.enter_context(process)  # waits for its end
+            stack.callback(process.kill)
+            run = Run(process, errors)
+            stack.callback(run.close)
+            return run
+
+        yield start
+
+
+def no_port(daemon: Daemon) -> bool:
+    with daemon.client() as client:
+        return not [port for port in client.port_list() if port.model == "tcfilter"]
+
+
+def gone(daemon: Daemon, cookie: int) -> bool:
+    """Whether neither a port nor the namespace is left."""
+    found = netns.find_by_cookie(cookie)
+    if found is not None:
+        os.close(found)
+    return found is None and no_port(daemon)
+
+
+def cookie_of(run: Run) -> int:
+    namespace = netns.open_netns(f"/proc/{run.facts['pid']}/ns/net")
+    try:
+        return netns.cookie(namespace)
+    finally:
+        os.close(namespace)
+
+
+def test_guest_on_a_port(
+    daemon: Daemon, host: TestNetns, sandboxes: SandboxFactory, vm_run: RunFactory, console: Path
+) -> None:
+    """A guest is reached on its port's addresses by the host and by another sandbox, reaches the world, is
+    counted and held to its addresses; SIGTERM shuts it down in order, and port and namespace are gone."""
+    other = sandboxes()
+    run = vm_run("--name", "g1", "--append", "portwright.httpd=80", "--label", "app=web", "--label", "tier=1")
+    cookie = cookie_of(run)
+    (nic,) = run.facts["nics"]
+    with daemon.client() as client:
+        port = client.port_show("g1")
+    assert (nic["port_id"], nic["tap"], nic["mac"]) == (port.port_id, port.tap, port.mac)
+    assert run.addresses() == [a.address for a in port.addresses]
+    assert port.labels == {"app": "web", "tier": "1"}
+    assert {":" in address for address in run.addresses()} == {True, False}
+
+    booted(console)
+    for address in run.addresses():
+        assert host.run(["ping", "-n", "-c1", "-W5", address], check=False).returncode == 0, address
+        assert other.ping(address), address
+        url = f"http://[{address}]/" if ":" in address else f"http://{address}/"
+        assert other.run(["curl", "-s", "--max-time", "5", url]).stdout == "g1\n"
+    with daemon.client() as client:
+        (carried,) = client.stats("g1")
+    assert carried.from_port.total.packets > 0
+    assert carried.to_port.total.packets > 0
+
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(60) == 0, run.errors()
+    assert run.errors() == ""
+    assert "portwright: power button" in console.read_text()
+    wait_until(partial(gone, daemon, cookie), 10, "the port and the namespace to be gone")
+
+
+def test_killed_vm_run_leaves_nothing(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory) -> None:
+    """SIGKILL of ``vm run`` ends QEMU, and the port and the namespace go too; others' ports stay."""
+    other = sandboxes()
+    run = vm_run("--name", "g1")
+    cookie = cookie_of(run)
+    assert not no_port(daemon)
+
+    run.process.kill()
+    run.process.wait()
+    wait_readable(run.qemu, 10, "QEMU's end")
+    wait_until(partial(gone, daemon, cookie), 10, "the port and the namespace to be gone")
+    with daemon.client() as client:
+        assert [port.port_id for port in client.port_list()] == [other.port.port_id]
+
+
+def test_guest_survives_the_daemon(
+    daemon: Daemon, host: TestNetns, sandboxes: SandboxFactory, vm_run: RunFactory, console: Path
+) -> None:
+    """SIGKILL of the daemon neither ends a guest nor its traffic; the next daemon finds its port in order."""
+    other = sandboxes()
+    run = vm_run("--name", "g1")
+    booted(console)
+    daemon.kill()
+    assert all(other.ping(address) for address in run.addresses())
+
+    daemon.start()
+    assert all(other.ping(address) for address in run.addresses())
+    with daemon.client() as client:
+        assert client.port_show("g1").state == "attached"
+        assert client.node_status().problems == ()
+
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(60) == 0, run.errors()
+    assert no_port(daemon)
+
+
+def test_deaf_guest_is_ended(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory) -> None:
+    """A guest that doesn't hear the power button is ended when the patience is, and that is said."""
+    sandboxes()
+    run = vm_run("--name", "g1", "--patience", "0.1", "--append", "rdinit=/bin/busybox")
+    run.process.send_signal(signal.SIGTERM)
+
+    assert run.process.wait(30) == 0
+    assert run.errors() == "portwright: guest 'g1': the guest did not shut down in time and was ended\n"
+    assert no_port(daemon)
+
+
+def test_killed_qemu_ends_vm_run(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory) -> None:
+    """When QEMU is killed, ``vm run`` says so in one line, fails, and takes the port away."""
+    sandboxes()
+    run = vm_run("--name", "g1")
+    os.kill(run.facts["pid"], signal.SIGKILL)
+
+    assert run.process.wait(30) == 1
+    assert run.errors() == "portwright: guest 'g1': QEMU was killed by SIGKILL\n"
+    assert no_port(daemon)
+
+
+def test_link_follows_the_port(
+    daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory, console: Path
+) -> None:
+    """The guest sees the port's link go and come back; a port that is deleted leaves a guest without a link
+    and QEMU without the tap, and still both end in order."""
+    sandboxes()
+    # What the guest says of its link whenever it is not what it was.
+    run = vm_run("--name", "g1", "--append", "portwright.watch=eth0")
+    booted(console)
+
+    def says(words: str, times: int) -> None:
+        wait_until(lambda: console.read_text().count(words) == times, 30, f"{times} of {words!r}")
+
+    says("eth0 has a carrier", 1)
+    with daemon.client() as client:
+        client.port_set("g1", admin="down")
+        says("eth0 has no carrier", 1)
+        client.port_set("g1", admin="up")
+        says("eth0 has a carrier", 2)
+        client.port_delete("g1")
+    says("eth0 has no carrier", 2)
+    held = Path(f"/proc/{run.facts['pid']}/fd")
+    wait_until(lambda: "/dev/net/tun" not in [str(fd.readlink()) for fd in held.iterdir()], 10, "the tap")
+
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(60) == 0, run.errors()
+
+
+def test_console_on_a_terminal(
+    daemon: Daemon, host: TestNetns, sandboxes: SandboxFactory, image: Image
+) -> None:
+    """With ``--console -`` one types to the guest, ^C too; ^A x ends it, and the terminal is as before."""
+    sandboxes()
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    command = [
+        *("nsenter", f"--net={host.path}", "--", str(PORTWRIGHT), "vm", "run", "--console", "-"),
+        *("--kernel", str(image.kernel), "--initramfs", str(image.initramfs), "--name", "g1"),
+        *("--memory", "128", "--accel", "tcg"),
+    ]
+    heard = bytearray()
+
+    def says(words: bytes) -> None:
+        while words not in heard:
+            wait_readable(ours, 90, f"{words!r} after {bytes(heard)[-1000:]!r}")
+            heard.extend(os.read(ours, 4096))
+        del heard[: heard.index(words) + len(words)]
+
+    process = subprocess.Popen(
+        command, env=daemon.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    try:
+        says(b"g1  pid ")
+        says(b"/ # ")
+        os.write(ours, b"sh -c 'echo $((1+1)); sleep 1000'\r")
+        says(b"\n2\r")
+        os.write(ours, b"\x03")
+        says(b"/ # ")
+        os.write(ours, b"echo $((6*7))\r")
+        says(b"\n42")
+        os.write(ours, b"\x01x")
+        says(b"QEMU: Terminated")
+        assert process.wait(30) == 0
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+    wait_until(partial(no_port, daemon), 10, "the guest's port to be gone")
+
+
+def test_two_networks(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory, console: Path) -> None:
+    """A guest on two networks has a NIC and a port on each, and answers on both from their neighbours."""
+    first, second = sandboxes(), sandboxes("n2")
+    run = vm_run("--name", "g1", "--network", "n2")
+
+    names = [(nic["ifname"], nic["network"]) for nic in run.facts["nics"]]
+    assert names == [("eth0", "n1"), ("eth1", "n2")]
+    booted(console)
+    for index, neighbour in enumerate((first, second)):
+        for address in run.facts["nics"][index]["addresses"]:
+            assert neighbour.ping(address), address
+    assert "failed" not in console.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--kernel", "/etc/hostname"], "guest 'g1': QEMU did not start it: "),
+        (["--kernel", "/nonexistent"], "file '/nonexistent' does not exist"),
+        (["--memory", "1"], "memory: 64 to 1048576 MiB (got 1)"),
+        (["--network", "none"], "network 'none' does not exist"),
+    ],
+)
+def test_failed_start_is_one_error(
+    daemon: Daemon, sandboxes: SandboxFactory, image: Image, options: list[str], said: str
+) -> None:
+    """What can't start ends with one line that says why, status 1, and no port."""
+    sandboxes()
+    done = daemon.cli(
+        *("vm", "run", "--name", "g1", "--network", "n1", "--accel", "tcg"),
+        *("--kernel", str(image.kernel), "--initramfs", str(image.initramfs), *options),
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"portwright: {said}"), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert no_port(daemon)
