@@ -21,6 +21,7 @@ Mtu = Annotated[int, Meta(ge=68, le=65535, description="bytes, RFC 791's least t
 Layer4Port = Annotated[int, Meta(ge=0, le=65535)]
 Rate = Annotated[int, Meta(ge=0, description="bits per second, or bits for a burst; 0 is unlimited")]
 Name = Annotated[str, Meta(min_length=1, max_length=253)]
+Model = Annotated[str, Meta(max_length=32, description="attachment model")]
 IfName = Annotated[str, Meta(pattern=r"^[^/:\s]{1,15}$", description="IFNAMSIZ: at most 15 bytes")]
 Direction = Literal["from_port", "to_port"]
 
@@ -168,7 +169,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     limits: Limits = Limits()
     mtu: Mtu | None = None
     attach: Literal["clsact", "tcx"] | None = None
-    model: str = "veth"
+    model: Model = "veth"
     dry_run: bool = False
 
 

@@ -109,8 +109,9 @@ class Prober:
     def send(self, flows: Sequence[Flow], progress: Callable[[int], None] = lambda _done: None) -> list[bool]:
         """Send the first packet of each flow; whether it arrived, in the order of the flows.
 
-        TCP by a real connection, UDP by a datagram, the rest by crafted packets. ``progress`` is told how
-        many have their verdict. Raises ProbeFailed where packets show no verdict, or two.
+        TCP by a real connection, UDP by a datagram, the rest by crafted packets; from the flow's source port,
+        if it has one. ``progress`` is told how many have their verdict. Raises ProbeFailed where packets show
+        no verdict, or two.
         """
         self._ears.keep(self._places.values())
         found: dict[int, bool] = {}
@@ -163,12 +164,13 @@ class Prober:
         flow, sender = shot.flow, shot.sender
         crafted = flow.protocol not in {TCP, UDP}
         try:
-            sender.bind((flow.source, 0))
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sender.bind((flow.source, 0 if crafted else flow.source_port or 0))
             if flow.protocol == TCP:
                 self._refuse(shot, sender.connect_ex((flow.destination, flow.port or 0)))
                 shot.mark = opener(sender.getsockname())
                 return
-            port = _FIRST_PORT + self._sent % 20_000
+            port = flow.source_port or _FIRST_PORT + self._sent % 20_000
             kind = None if flow.icmp_type is None else (flow.icmp_type, flow.icmp_code or 0)
             data = (
                 packets.payload(flow.protocol, port, flow.port or 0, kind, shot.mark)
