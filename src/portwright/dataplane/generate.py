@@ -93,10 +93,7 @@ def render(btf: Btf, header: str) -> str:
         lines.append("")
     structs = [t for t in btf.types.values() if t["kind"] == "STRUCT" and t["name"].startswith("pw_")]
     for kind in sorted(structs, key=lambda t: str(t["name"])):
-        if (
-            f"struct {kind['name']} {{ /* {kind['size']} bytes */" not in header
-            or kind["name"] == "pw_addr"
-        ):
+        if f"struct {kind['name']} {{ /* {kind['size']} bytes */" not in header or kind["name"] == "pw_addr":
             continue
         fields = btf.fields(kind)
         code = "=" + "".join(c for _, c, _, _ in fields)
