@@ -311,3 +311,18 @@ def test_failed_start_is_one_error(
     assert done.stderr.startswith(f"portwright: {said}"), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert no_port(daemon)
+
+
+def test_several_queues(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory, console: Path) -> None:
+    """With as many CPUs the guest's driver uses all of the tap's queues, and is reached."""
+    other = sandboxes()
+    run = vm_run("--queues", "2", "--cpus", "2")
+    booted(console)
+    for address in run.addresses():
+        assert other.ping(address)
+    with daemon.client() as client:
+        (port,) = [port for port in client.port_list() if port.model == "tcfilter"]
+    fds = Path(f"/proc/{run.facts['pid']}/fdinfo").iterdir()
+    taps = [fd for fd in fds if f"iff:\t{port.tap}\n" in fd.read_text()]
+    assert (port.queues, len(taps)) == (2, 2)
+    assert "queues 2" in console.read_text()

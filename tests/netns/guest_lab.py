@@ -28,7 +28,7 @@ _LARGEST = 65_562  # a frame of 64 KiB, Ethernet and the header
 def guest(box: TestNetns, inside: TestNetns, port: Port) -> Iterator[None]:
     """``inside`` is the guest of the port in ``box``, with its MAC, MTU, addresses and routes."""
     with _opened(box) as fd:
-        outer = tap.open_queue(fd, port.tap)
+        outer = tap.open_queue(fd, port.tap, multi_queue=port.queues > 1)
     try:
         with _opened(inside) as fd:
             tap.create(fd, "eth0")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from portwright.model.errors import NotSupported
+from portwright.kernel import tap
+from portwright.model.errors import Conflict, InvalidInput, NotSupported
 from tests.faults.cni import Cni
 from tests.fix_daemon import WORLD4, WORLD6, Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import NetnsFactory
@@ -113,6 +116,26 @@ def test_an_mtu_is_told_to_all_three_ends(sandboxes: SandboxFactory, daemon: Dae
 def _mtus(daemon: Daemon, box: Sandbox) -> set[int]:
     ends = ((box.ns, "eth0"), (box.ns, box.port.tap), (daemon.host, box.port.rep_name))
     return {json.loads(ns.run(["ip", "-j", "link", "show", name]).stdout)[0]["mtu"] for ns, name in ends}
+
+
+def test_a_tap_has_the_queues_that_it_was_made_with(
+    sandboxes: SandboxFactory, netns_factory: NetnsFactory
+) -> None:
+    """One, as Firecracker takes it and no other; or several, each of which may be opened, and a guest on the
+    first of which is reached. A model without a tap has none to give."""
+    one, two = sandboxes(model="tcfilter"), sandboxes(model="tcfilter", queues=2)
+    for box, multi in ((one, False), (two, True)):
+        with box.ns.entered(), ExitStack() as opened:
+            fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            with pytest.raises(Conflict, match=box.port.tap):
+                tap.open_queue(fd, box.port.tap, multi_queue=not multi)
+            for _ in range(box.port.queues):
+                opened.callback(os.close, tap.open_queue(fd, box.port.tap, multi_queue=multi))
+    with guest(two.ns, inside := netns_factory(), two.port):
+        assert Sandbox(inside, two.port).ping("169.254.1.1")
+    with pytest.raises(InvalidInput, match="queues"):
+        sandboxes(queues=2)
 
 
 def test_models_that_are_not_there_are_refused(sandboxes: SandboxFactory) -> None:

@@ -120,11 +120,12 @@ def port_create(
     mtu: int | None = None,
     attach: Literal["clsact", "tcx"] | None = None,
     model: str = "veth",
+    queues: int = 1,
 ) -> Call[Port]:
     """Create a port with its device in a sandbox.
 
     ``netns``: a path, a name in /run/netns, ``pid:N`` or an open descriptor (which stays yours). ``model``:
-    ``tcfilter`` makes a tap too (``Port.tap``), of which the device is the other end, for a hypervisor.
+    ``tcfilter`` makes a tap too (``Port.tap``, with ``queues``), joined with the device, for a hypervisor.
     Raises InvalidInput, NotFound (the network), Conflict, PoolExhausted, NotSupported.
     """
     params = m.PortCreateParams(
@@ -140,6 +141,7 @@ def port_create(
         mtu=mtu,
         attach=attach,
         model=model,
+        queues=queues,
     )
     return Call("port.create", params, Port, (netns,))
 

@@ -22,6 +22,7 @@ Layer4Port = Annotated[int, Meta(ge=0, le=65535)]
 Rate = Annotated[int, Meta(ge=0, description="bits per second, or bits for a burst; 0 is unlimited")]
 Name = Annotated[str, Meta(min_length=1, max_length=253)]
 Model = Annotated[str, Meta(max_length=32, description="attachment model")]
+Queues = Annotated[int, Meta(ge=1, le=256, description="of a tap, Linux's MAX_TAP_QUEUES at most")]
 IfName = Annotated[str, Meta(pattern=r"^[^/:\s]{1,15}$", description="IFNAMSIZ: at most 15 bytes")]
 Direction = Literal["from_port", "to_port"]
 
@@ -170,6 +171,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     mtu: Mtu | None = None
     attach: Literal["clsact", "tcx"] | None = None
     model: Model = "veth"
+    queues: Queues = 1
     dry_run: bool = False
 
 

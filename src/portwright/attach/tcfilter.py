@@ -21,7 +21,7 @@ def attach(port: Port) -> tuple[Operation, ...]:
     for operation in veth.attach(port):
         ops.append(operation)
         if isinstance(operation, NameLink):
-            ops.append(CreateTap(tap=port.tap, mtu=port.mtu, sandbox=port.sandbox))
+            ops.append(CreateTap(tap=port.tap, mtu=port.mtu, queues=port.queues, sandbox=port.sandbox))
             ops.append(JoinLinks(device=port.ifname, tap=port.tap))
     return tuple(ops)
 

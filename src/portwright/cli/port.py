@@ -59,6 +59,7 @@ def port() -> None:
     type=click.Choice(["clsact", "tcx"]),
     help="How the programs sit on the representor; tcx leaves its ingress qdisc to others.",
 )
+@click.option("--queues", type=click.IntRange(1, 256), default=1, show_default=True, help="Of a model's tap.")
 @click.option("--model", default="veth", show_default=True, help="The attachment model: veth, tcfilter.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, as commands, and do nothing.")
 @json_option
@@ -78,6 +79,7 @@ def create(
     mtu: int | None,
     attach: str | None,
     model: str,
+    queues: int,
     dry_run: bool,
     as_json: bool,
     **limits: int | None,
@@ -94,6 +96,7 @@ def create(
         "mtu": mtu,
         "attach": attach,
         "model": model,
+        "queues": queues,
     }
     with client_of(settings) as client:
         if dry_run:

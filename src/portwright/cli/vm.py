@@ -43,6 +43,13 @@ def vm() -> None:
     metavar="NAME",
     help="A network to be on, again for more NICs; the only one there is, if not given.",
 )
+@click.option(
+    "--queues",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Of each NIC; no more than CPUs.",
+)
 @click.option("--name", help="A name for the guest, its port and its host name.")
 @click.option("--label", "labels", multiple=True, type=LabelType(), help="A label of its ports.")
 @click.option(
@@ -75,6 +82,7 @@ def run(
     memory: int,
     cpus: int,
     networks: tuple[str, ...],
+    queues: int,
     name: str | None,
     labels: tuple[tuple[str, str], ...],
     accel: Accel | None,
@@ -109,7 +117,14 @@ def run(
 
     with _opened(console) as where, client_of(settings, timeout=_CALL_WITHIN) as client:
         end = run_guest(
-            client, spec, networks, where, labels=dict(labels), patience=patience, started=started
+            client,
+            spec,
+            networks,
+            where,
+            labels=dict(labels),
+            queues=queues,
+            patience=patience,
+            started=started,
         )
     if not end.ok or end.reason == "host-qmp-quit":
         click.echo(f"portwright: guest {spec.name!r}: {end}", err=True)

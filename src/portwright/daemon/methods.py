@@ -176,6 +176,7 @@ class Methods:
             mtu=params.mtu,
             attach=params.attach or "",
             model=params.model,
+            queues=params.queues,
             requested=tuple(_bare(ip) for ip in params.ips),
             routes=self._store.get_network(params.network).routes,
             dns=self._store.get_network(params.network).dns,

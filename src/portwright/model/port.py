@@ -93,6 +93,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     host: NetnsRef  # the namespace that holds the representor
     sandbox: NetnsRef
     tap: str = ""  # of models for VMs: the tap in the sandbox's namespace that the device is joined with
+    queues: int = 1  # of the tap
     rep_ifindex: int = 0
     admin: str = "up"  # or "down": what `link disable` left, for the next device too
     addresses: tuple[PortAddress, ...] = ()

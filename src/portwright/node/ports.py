@@ -50,6 +50,7 @@ class PortSpec(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""
     model: str = veth.MODEL
     attach: str = ""
+    queues: int = 1
     mac: str = ""
     mtu: int | None = None
     pools: tuple[tuple[AddressRange, ...], ...] | None = None
@@ -144,7 +145,8 @@ class Ports:
 
     def _draft(self, spec: PortSpec, sandbox: Sandbox, host_fd: int | None) -> tuple[Switch, Port]:
         """The port as asked for, judged, without addresses."""
-        models.of(spec.model)
+        if spec.queues > 1 and not models.of(spec.model).taps:
+            raise InvalidInput("queues", spec.queues, f"a {spec.model} has no tap to have them: ask for 1")
         switch = self._core.switch_for(host_fd)
         try:
             return switch, self._judged(spec, switch, sandbox.ref(self._core.boot_id))
@@ -171,6 +173,7 @@ class Ports:
             attach=attach_mode(spec.attach),
             rep_name=rep_name(port_id),
             tap=tap_name(port_id) if models.of(spec.model).taps else "",
+            queues=spec.queues,
             mac=spec.mac or _random_mac(),
             mtu=mtu,
             host=switch.ref,

@@ -24,7 +24,7 @@ _MOST = 0xFFFF
 
 def create(sandbox: Sandbox, operation: CreateTap) -> None:
     """Raises Conflict where the name is taken; then nothing is made."""
-    tap.create(sandbox.fd, operation.tap)
+    tap.create(sandbox.fd, operation.tap, multi_queue=operation.queues > 1)
     sandbox.rtnl.execute(
         [
             rtnl.link_set(operation.tap, mtu=operation.mtu),

@@ -197,10 +197,14 @@ class AttachProgram(_Operation, frozen=True, kw_only=True):
 
 
 class CreateTap(_Operation, frozen=True, kw_only=True):
-    """A persistent tap of one queue in the sandbox's namespace, for a hypervisor; up, without IPv6."""
+    """A persistent tap in the sandbox's namespace, for a hypervisor; up, without IPv6.
+
+    With ``queues`` above 1 it is a multi-queue one, of which that many may be opened.
+    """
 
     tap: str
     mtu: int
+    queues: int = 1
     sandbox: NetnsRef
 
     def inverse(self) -> Operation:
@@ -209,7 +213,8 @@ class CreateTap(_Operation, frozen=True, kw_only=True):
 
     def render(self) -> str:
         """``ip tuntap add``, and ``up``."""
-        made = f"{_in('sandbox')}ip tuntap add {self.tap} mode tap vnet_hdr"
+        many = " multi_queue" if self.queues > 1 else ""
+        made = f"{_in('sandbox')}ip tuntap add {self.tap} mode tap vnet_hdr{many}"
         return f"{made}; {_in('sandbox')}ip link set {self.tap} mtu {self.mtu} addrgenmode none up"
 
 

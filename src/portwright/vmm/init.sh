@@ -38,7 +38,7 @@ nic() {
 		for key in accept_ra accept_dad autoconf; do echo 0 >"/proc/sys/net/ipv6/conf/$1/$key"; done
 		try ip link set dev "$1" mtu "$3"
 		try ip link set dev "$1" up
-		say "$1 is $2, mtu $(cat "/sys/class/net/$1/mtu")"
+		say "$1 is $2, mtu $(cat "/sys/class/net/$1/mtu"), queues $(ls -d "/sys/class/net/$1/queues/rx-"* | wc -l)"
 		return
 	done
 	say "no NIC has the MAC $2"

@@ -60,10 +60,13 @@ def run(
     console: Console,
     *,
     labels: Mapping[str, str],
+    queues: int = 1,
     patience: float,
     started: Callable[[Started], None],
 ) -> End:
     """Run the guest with a port on each of ``networks`` (eth0, eth1, …), with ``labels``, until it ends; how.
+
+    Each port's tap has ``queues``.
 
     ``started`` is called once, when the guest runs. SIGINT, SIGTERM and SIGHUP shut it down within
     ``patience`` seconds; a second one ends it at once. However this ends, by SIGKILL too, the guest, its
@@ -91,11 +94,15 @@ def run(
                 name=spec.name if index == 0 else f"{spec.name}-{index}",
                 labels=labels,
                 model=MODEL,
+                queues=queues,
             )
             for index, network in enumerate(networks)
         ]
         words = " ".join([*network_words(ports), f"portwright.host={spec.name}", spec.append]).strip()
-        nics = tuple(Nic(tap=port.tap, mac=port.mac, mtu=port.mtu, device=port.ifname) for port in ports)
+        nics = tuple(
+            Nic(tap=port.tap, mac=port.mac, mtu=port.mtu, queues=port.queues, device=port.ifname)
+            for port in ports
+        )
         whole = replace(spec, append=words, nics=nics)
         stack.enter_context(_terminal_kept(console))
 
