@@ -1,0 +1,1 @@
+"""Firecracker as a guest's hypervisor: its API over the Unix socket."""
