@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from portwright.kernel.netns import entered
+from portwright.kernel.netns import entered, self_fd
 from portwright.model.errors import InvalidInput, KernelFailed
 
 _CTX_DEFAULT = 0
@@ -87,9 +87,13 @@ class Nft:
 
     Making one takes 0.05 ms, the first of a process 1 ms. Keep it for as long as the namespace
     matters, and close it. Safe to use from several threads: calls queue up.
+
+    After a failure, or a check, libnftables 1.0.6 takes what was tried for something that is there: so
+    another context goes on. And where it would name the place of a conflict it may end the process (an
+    assertion), in a context that has done other things before: use a fresh one where conflicts are likely.
     """
 
-    __slots__ = ("_ctx", "_json", "_lib", "_lock")
+    __slots__ = ("_ctx", "_json", "_lib", "_lock", "_netns")
 
     def __init__(self, netns_fd: int | None = None) -> None:
         """Open a context in the namespace ``netns_fd``; None is the calling thread's.
@@ -101,21 +105,23 @@ class Nft:
         self._lib = _library()
         self._lock = threading.Lock()
         self._json = False
-        if netns_fd is None:
+        self._netns = self_fd() if netns_fd is None else os.dup(netns_fd)
+        try:
             self._open()
-        else:
-            with entered(netns_fd):
-                self._open()
+        except BaseException:
+            os.close(self._netns)
+            raise
 
     def _open(self) -> None:
-        ctx = self._lib.nft_ctx_new(_CTX_DEFAULT)
+        with entered(self._netns):
+            ctx = self._lib.nft_ctx_new(_CTX_DEFAULT)
         if not ctx:
             raise KernelFailed(errno.ENOMEM, "nft_ctx_new", "no context")
         # Unbuffered, libnftables would print to this process's stdout and stderr.
         if self._lib.nft_ctx_buffer_output(ctx) or self._lib.nft_ctx_buffer_error(ctx):
             self._lib.nft_ctx_free(ctx)
             raise KernelFailed(errno.ENOMEM, "nft_ctx_buffer_output", "no buffer")
-        self._ctx = ctx
+        self._ctx, self._json = ctx, False
 
     def run(self, script: str) -> str:
         """Run ``script`` (nft's text grammar, any number of commands) and return its output.
@@ -133,8 +139,7 @@ class Nft:
     def check(self, script: str) -> None:
         """Have nft evaluate ``script`` and the kernel look at it, and change nothing (``nft --check``).
 
-        Raises as :meth:`run` would, but for what the kernel finds out only as it commits. Use a context for
-        this alone, and close it: libnftables 1.0.6 takes what it checked for something that is there.
+        Raises as :meth:`run` would, but for what the kernel finds out only as it commits.
         """
         self._run(script, as_json=False, dry=True)
 
@@ -195,12 +200,13 @@ class Nft:
             if dry:
                 self._lib.nft_ctx_set_dry_run(ctx, True)
             failed = self._lib.nft_run_cmd_from_buffer(ctx, script.encode())
-            if dry:
-                self._lib.nft_ctx_set_dry_run(ctx, False)
             # Both buffers belong to the context and are emptied by being read, so both must be
             # read each time: what a failed call left would come out of the next one.
             out: bytes = self._lib.nft_ctx_get_output_buffer(ctx) or b""
             err: bytes = self._lib.nft_ctx_get_error_buffer(ctx) or b""
+            if failed or dry:
+                self._open()
+                self._lib.nft_ctx_free(ctx)
         if failed:
             raise _error(script, err.decode(errors="replace"))
         return out.decode(errors="replace")
@@ -211,6 +217,7 @@ class Nft:
             ctx, self._ctx = self._ctx, None
         if ctx is not None:
             self._lib.nft_ctx_free(ctx)
+            os.close(self._netns)
 
     def __enter__(self) -> Self:
         """Return self; closed on exit."""

@@ -197,10 +197,7 @@ class AttachProgram(_Operation, frozen=True, kw_only=True):
 
 
 class CreateTap(_Operation, frozen=True, kw_only=True):
-    """A persistent tap in the sandbox's namespace, for a hypervisor; up, without IPv6.
-
-    With ``queues`` above 1 it is a multi-queue one, of which that many may be opened.
-    """
+    """A persistent tap in the sandbox's namespace, of ``queues``, for a hypervisor; up, without IPv6."""
 
     tap: str
     mtu: int
