@@ -27,7 +27,7 @@ def guests(runner: Runner) -> Iterator[Line]:
         report.ok, "guard, policy and paths of containers' tests with guests in their places", str(report)
     )
     yield Line(
-        False, "macvtap, tap, bridge refused with what to use; multi-queue; jumbo MTU in a guest", _ABSENT
+        False, "macvtap and direct tap; jumbo MTU in a guest; guests in containerd's namespaces", _ABSENT
     )
 
 

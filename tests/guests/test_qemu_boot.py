@@ -142,7 +142,7 @@ def test_guest_has_its_port(spec: GuestSpec, box: TestNetns, console: Path) -> N
     assert end == End(0, "guest-shutdown")
     assert end.ok
     said = console.read_text()
-    assert f"portwright: eth0 is {MAC}, mtu {MTU}\n" in said.replace("\r", "")
+    assert f"portwright: eth0 is {MAC}, mtu {MTU}, queues 1\n" in said.replace("\r", "")
     assert "failed" not in said
     os.close(tap.open_queue(box.fd, TAP))
 

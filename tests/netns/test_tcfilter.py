@@ -139,9 +139,11 @@ def test_a_tap_has_the_queues_that_it_was_made_with(
 
 
 def test_models_that_are_not_there_are_refused(sandboxes: SandboxFactory) -> None:
-    """By name, with those that are."""
+    """By name, with those that are; a bridge with what is wrong with it, and what to use."""
     with pytest.raises(NotSupported, match="veth and tcfilter"):
         sandboxes(model="macvtap")
+    with pytest.raises(NotSupported, match="everyone sees everyone; use tcfilter"):
+        sandboxes(model="bridge")
 
 
 def _links(box: Sandbox) -> list[str]:
@@ -175,3 +177,5 @@ def test_cni_answers_as_consumers_of_a_tap_read(daemon: Daemon, netns_factory: N
     ns.run(["ip", "link", "del", tap["name"]])
     assert f"tap {tap['name']} is gone" in check()
     assert cni.delete("vm-1", ns).ok
+    cni.conf["model"] = "bridge"
+    assert "use tcfilter" in cni.add("vm-2", ns).answer["msg"]

@@ -29,6 +29,9 @@ MODELS = {
 
 def of(name: str) -> Model:
     """The model of that name. Raises NotSupported for one that this release does not attach with."""
+    if name == "bridge":
+        why = "in a broadcast domain everyone sees everyone; use tcfilter for a VM, veth for a container"
+        raise NotSupported(name, "attachment", why)
     found = MODELS.get(name)
     if found is None:
         raise NotSupported(name, "attachment", f"this release attaches with {' and '.join(MODELS)}")

@@ -162,7 +162,7 @@ def read(top: Fields, args: Mapping[str, str]) -> NetConf:
     """
     name, version = identity(top)
     model = top.text("model") or "veth"
-    if model not in MODELS:
+    if model not in {*MODELS, "bridge"}:  # which the daemon refuses with what to use instead
         raise unsupported("model", model, f"must be one of {', '.join(MODELS)}")
     mtu = top.number("mtu", 0, _MAX_MTU) or None
     if mtu is not None and mtu < _MIN_MTU:
