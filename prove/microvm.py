@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from prove.line import Line, Proof
 from prove.port import benchmark
 from prove.runner import Runner
-from prove.suite import run_tests
+from prove.suite import shown
 
 _ABSENT = "not built yet"
 
 
 def guests(runner: Runner) -> Iterator[Line]:
     """Guests on ports, per model."""
-    report = run_tests(runner, "tcfilter", ["tests/netns/test_tcfilter.py", "tests/faults/test_kill_tap.py"])
-    claim = (
-        "tcfilter: both families, TCP with offloads, MTU on three ends, CNI's answer, kills; a stand-in guest"
+    yield shown(
+        runner,
+        "tcfilter",
+        "tcfilter: both families, TCP with offloads, MTU on three ends, CNI's answer, kills; stand-in guest",
+        "tests/netns/test_tcfilter.py",
+        "tests/faults/test_kill_tap.py",
     )
-    yield Line(report.ok, claim, str(report))
-    report = run_tests(runner, "semantics", ["tests/netns/test_tcfilter_semantics.py"])
-    yield Line(
-        report.ok, "guard, policy and paths of containers' tests with guests in their places", str(report)
-    )
+    claim = "guard, policy and paths of containers' tests with guests in their places"
+    yield shown(runner, "semantics", claim, "tests/netns/test_tcfilter_semantics.py")
     yield Line(
         False, "macvtap and direct tap; jumbo MTU in a guest; guests in containerd's namespaces", _ABSENT
     )
@@ -46,17 +46,17 @@ def migration(runner: Runner) -> Iterator[Line]:
 def others(runner: Runner) -> Iterator[Line]:
     """What somebody else put on the device."""
     test = "tests/netns/test_tcfilter.py::test_what_others_put_on_the_device_stays"
-    report = run_tests(runner, "others", [test])
-    yield Line(report.ok, "another owner's clsact filters survive attach and detach", str(report))
+    yield shown(runner, "others", "another owner's clsact filters survive attach and detach", test)
 
 
 def firecracker(runner: Runner) -> Iterator[Line]:
     """The driver against its contract."""
-    report = run_tests(runner, "firecracker", ["tests/unit/test_firecracker_*.py"])
-    claim = (
-        "Firecracker's driver against a server that enforces its API description and rules, faults included"
+    yield shown(
+        runner,
+        "firecracker",
+        "Firecracker's driver against a server that enforces its API description and rules, faults included",
+        "tests/unit/test_firecracker_*.py",
     )
-    yield Line(report.ok, claim, str(report))
 
 
 def performance(runner: Runner) -> Iterator[Line]:
@@ -67,10 +67,8 @@ def performance(runner: Runner) -> Iterator[Line]:
 
 def built(runner: Runner) -> Iterator[Line]:
     """What the issue's list of things to build has besides."""
-    report = run_tests(runner, "vm", ["tests/guests"], env={"PORTWRIGHT_REQUIRE_GUESTS": "1"})
-    yield Line(
-        report.ok, "vm run: a QEMU guest on a port in one command, whose end is the port's", str(report)
-    )
+    claim = "vm run: a QEMU guest on a port in one command, whose end is the port's"
+    yield shown(runner, "vm", claim, "tests/guests", env={"PORTWRIGHT_REQUIRE_GUESTS": "1"})
     yield Line(False, "jail: a hypervisor's process that tries every way out", _ABSENT)
     yield Line(False, "snapshot clones told apart by a rewrite at the port", _ABSENT)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from prove.line import Line, Proof
 from prove.port import benchmark
 from prove.runner import Runner
-from prove.suite import run_tests
+from prove.suite import run_tests, shown
 
 _PACKETS = 100_000  # generated, each judged by all three
 _STATES = 674  # every distinct one of the corpora
@@ -19,7 +19,7 @@ _TIMES = 1000  # updates under traffic, and ports that start under fire
 
 def truth(runner: Runner) -> Iterator[Line]:
     """The corpora through the engine, the compiled tables, the programs, and real connections."""
-    yield _shown(
+    yield shown(
         runner,
         "truth-engine",
         "truth tables through the pure engine",
@@ -27,7 +27,7 @@ def truth(runner: Runner) -> Iterator[Line]:
         "tests/unit/test_policy_calico_programs.py",
         "tests/unit/test_policy_selector.py",
     )
-    yield _shown(
+    yield shown(
         runner,
         "truth-programs",
         "truth tables through the programs (BPF_PROG_TEST_RUN)",
@@ -38,13 +38,13 @@ def truth(runner: Runner) -> Iterator[Line]:
     claim = "each distinct state by real packets, an allowed and a denied pair where it has both"
     yield Line(report.ok and min(figures) >= _STATES, claim, str(report))
     claim = "policy matrix --live sends every cell, and leaves nothing"
-    yield _shown(runner, "truth-live", claim, "tests/netns/test_policy_matrix_live.py")
+    yield shown(runner, "truth-live", claim, "tests/netns/test_policy_matrix_live.py")
 
 
 def mutants(runner: Runner) -> Iterator[Line]:
     """Wrong engines."""
     claim = "at least 60 wrong engines are each caught by the corpora"
-    yield _shown(runner, "mutants", claim, "tests/unit/test_policy_mutants.py")
+    yield shown(runner, "mutants", claim, "tests/unit/test_policy_mutants.py")
 
 
 def fuzzing(runner: Runner) -> Iterator[Line]:
@@ -54,7 +54,7 @@ def fuzzing(runner: Runner) -> Iterator[Line]:
     claim = f"engine, data path and nft agree on {_PACKETS:,} generated packets"
     yield Line(report.ok and enough, claim, str(report))
     claim = "engine and compiled tables name the same rule of generated ones"
-    yield _shown(runner, "fuzz-tables", claim, "tests/unit/test_policy_compile.py")
+    yield shown(runner, "fuzz-tables", claim, "tests/unit/test_policy_compile.py")
 
 
 def atomicity(runner: Runner) -> Iterator[Line]:
@@ -77,19 +77,19 @@ def atomicity(runner: Runner) -> Iterator[Line]:
         report = run_tests(runner, name, [path], env={"PWT_TIMES": str(_TIMES)})
         yield Line(report.ok and report.figures.get(figure, 0) >= _TIMES, claim, str(report))
     claim = "SIGKILL at every step of apply: old or new, never a third"
-    yield _shown(runner, "kill-policy", claim, "tests/faults/test_kill_policy.py")
+    yield shown(runner, "kill-policy", claim, "tests/faults/test_kill_policy.py")
 
 
 def reasons(runner: Runner) -> Iterator[Line]:
     """Every deny has a reason that mends it."""
     claim = "every deny in the corpora has a reason that, mended, flips the verdict"
-    yield _shown(runner, "reasons", claim, "tests/unit/test_policy_explain.py")
+    yield shown(runner, "reasons", claim, "tests/unit/test_policy_explain.py")
 
 
 def evasion(runner: Runner) -> Iterator[Line]:
     """Packets made to slip by."""
     claim = "fragments, extension headers, out-of-state TCP, ICMP, port reuse, odd addresses: as specified"
-    yield _shown(runner, "evasion", claim, "tests/netns/test_policy_evasion.py")
+    yield shown(runner, "evasion", claim, "tests/netns/test_policy_evasion.py")
 
 
 def performance(runner: Runner) -> Iterator[Line]:
@@ -141,13 +141,7 @@ def built(runner: Runner) -> Iterator[Line]:
             "tests/netns/test_host_early.py",
         ),
     ):
-        yield _shown(runner, name, claim, path)
-
-
-def _shown(runner: Runner, name: str, claim: str, *paths: str) -> Line:
-    """A claim that these tests show; the line's figure is their report."""
-    report = run_tests(runner, name, paths)
-    return Line(report.ok, claim, str(report))
+        yield shown(runner, name, claim, path)
 
 
 PROOFS = (

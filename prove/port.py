@@ -15,7 +15,7 @@ from typing import Any
 from prove.conformance import judge
 from prove.line import Line, Proof
 from prove.runner import PROJECT, Done, Runner
-from prove.suite import run_tests
+from prove.suite import run_tests, shown
 
 DEMO_WITHIN, INSTALL_WITHIN = 30.0, 300.0  # seconds
 #: By the three doors it can come through.
@@ -87,21 +87,20 @@ def conformance(runner: Runner) -> Iterator[Line]:
 
 def crashes(runner: Runner) -> Iterator[Line]:
     """SIGKILL at every operation, and at random moments under load."""
-    report = run_tests(runner, "faults", ["tests/faults/test_*.py"])
-    yield Line(report.ok, "SIGKILL before and after every operation leaves and loses nothing", str(report))
+    claim = "SIGKILL before and after every operation leaves and loses nothing"
+    yield shown(runner, "faults", claim, "tests/faults/test_*.py")
 
 
 def differential(runner: Runner) -> Iterator[Line]:
     """R7: generated packets by both paths."""
-    report = run_tests(runner, "differential", ["tests/netns/test_differential.py"])
-    yield Line(report.ok, "fast and slow path: same verdict, delivery and totals", str(report))
+    claim = "fast and slow path: same verdict, delivery and totals"
+    yield shown(runner, "differential", claim, "tests/netns/test_differential.py")
 
 
 def hostile(runner: Runner) -> Iterator[Line]:
     """Hostile input: CNI, the socket, packets."""
     for name, claim, paths in _HOSTILE:
-        report = run_tests(runner, name, paths)
-        yield Line(report.ok, claim, str(report))
+        yield shown(runner, name, claim, *paths)
 
 
 def performance(runner: Runner) -> Iterator[Line]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
+from prove.line import Line
 from prove.runner import PROJECT, Runner
 
 _COUNTED = r" (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b"
@@ -84,6 +85,12 @@ def run_tests(
         junit.unlink(missing_ok=True)
     report.status, report.seconds = done.status, done.seconds
     return report
+
+
+def shown(runner: Runner, name: str, claim: str, *paths: str, env: Mapping[str, str] | None = None) -> Line:
+    """A claim that the tests at ``paths`` show; the line's figure is their report."""
+    report = run_tests(runner, name, paths, env=env)
+    return Line(report.ok, claim, str(report))
 
 
 def read_junit(text: str) -> Report:
