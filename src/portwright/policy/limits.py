@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from portwright.policy.ranges import Ranges
 from portwright.policy.resolve import Resolved
 from portwright.policy.rules import Direction, Policy
 from portwright.policy.selection import peers_of
@@ -69,36 +70,30 @@ def too_many_intervals(
     need: int, listed: Iterable[Resolved], rules: Mapping[int, RuleInfo]
 ) -> PolicyTooLarge:
     """For one endpoint's rules that cut the services too finely."""
-    cuts: dict[str, set[int]] = {}
-    for rule in listed:
-        for _, covered in (*rule.alternatives, *rule.exceptions):
-            found = cuts.setdefault(owner_of(rules[rule.rule]), set())
-            found.update(number for pair in covered for number in pair)
-    policy = max(cuts, key=lambda name: len(cuts[name]))
-    return PolicyTooLarge(
-        "intervals of ports for one endpoint",
-        need,
-        MAX_INTERVALS,
-        policy,
-        f"adds {len(cuts[policy]):,}: each port or range that stands alone adds two; use ranges (endPort)",
-    )
+    cut = ((r, covered) for r in listed for _, covered in (*r.alternatives, *r.exceptions))
+    return _too_finely("intervals of ports for one endpoint", need, cut, rules, "use ranges (endPort)")
 
 
 def too_many_sources(need: int, listed: Iterable[Resolved], rules: Mapping[int, RuleInfo]) -> PolicyTooLarge:
     """For one endpoint's rules that cut the source ports too finely."""
+    cut = ((r, sources) for r in listed for _, _, sources in (*r.sourced, *r.sourced_exceptions))
+    return _too_finely("intervals of source ports for one endpoint", need, cut, rules, "use ranges")
+
+
+def _too_finely(
+    what: str,
+    need: int,
+    cut: Iterable[tuple[Resolved, Ranges]],
+    rules: Mapping[int, RuleInfo],
+    way_out: str,
+) -> PolicyTooLarge:
     cuts: dict[str, set[int]] = {}
-    for rule in listed:
-        for _, _, sources in (*rule.sourced, *rule.sourced_exceptions):
-            found = cuts.setdefault(owner_of(rules[rule.rule]), set())
-            found.update(number for pair in sources for number in pair)
+    for rule, ranges in cut:
+        found = cuts.setdefault(owner_of(rules[rule.rule]), set())
+        found.update(number for pair in ranges for number in pair)
     policy = max(cuts, key=lambda name: len(cuts[name]))
-    return PolicyTooLarge(
-        "intervals of source ports for one endpoint",
-        need,
-        MAX_INTERVALS,
-        policy,
-        f"adds {len(cuts[policy]):,}: each port or range that stands alone adds two; use ranges",
-    )
+    why = f"adds {len(cuts[policy]):,}: each port or range that stands alone adds two; {way_out}"
+    return PolicyTooLarge(what, need, MAX_INTERVALS, policy, why)
 
 
 def check_tables(
