@@ -25,6 +25,7 @@ from portwright.vmm.firecracker.parts import (
 )
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_IN_PATH = re.compile(r"\{(\w+)\}")
 _LINK_LOCAL = ipaddress.ip_network("169.254.0.0/16")
 
 
@@ -37,7 +38,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def path(self) -> str:
         """The path, with what the template names filled in."""
-        return re.sub(r"\{(\w+)\}", lambda found: str(getattr(self, found[1])), self.TEMPLATE)
+        return _IN_PATH.sub(lambda found: str(getattr(self, found[1])), self.TEMPLATE)
 
     @property
     def body(self) -> Any:
@@ -52,7 +53,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.METHOD} {self.path}"
 
     def check(self) -> None:
-        """Raise InvalidInput for what the description allows and Firecracker, or the kernel, does not."""
+        """Raise InvalidInput for what the description allows and Firecracker, or the kernel, does not.
+
+        Of every request: the ids in its path.
+        """
+        for name in _IN_PATH.findall(self.TEMPLATE):
+            check_id(name, getattr(self, name))
 
 
 class GetVersion(Request, frozen=True, kw_only=True):
@@ -86,8 +92,8 @@ class PutNetworkInterface(Request, frozen=True, kw_only=True):
     tx_rate_limiter: RateLimiter | None = None
 
     def check(self) -> None:
-        """The id, the tap's name and the MAC."""
-        check_id("iface_id", self.iface_id)
+        """And the tap's name and the MAC."""
+        super().check()
         check_tap("host_dev_name", self.host_dev_name)
         if self.guest_mac is not None and (
             not _MAC.fullmatch(self.guest_mac) or int(self.guest_mac[:2], 16) & 1
@@ -104,10 +110,6 @@ class PatchNetworkInterface(Request, frozen=True, kw_only=True):
     rx_rate_limiter: RateLimiter | None = None
     tx_rate_limiter: RateLimiter | None = None
 
-    def check(self) -> None:
-        """The id."""
-        check_id("iface_id", self.iface_id)
-
 
 class DeleteNetworkInterface(Request, frozen=True, kw_only=True):
     """Unplug. The guest must have let go of the device; Firecracker does not ask it."""
@@ -115,10 +117,6 @@ class DeleteNetworkInterface(Request, frozen=True, kw_only=True):
     METHOD, TEMPLATE = "DELETE", "/network-interfaces/{iface_id}"
 
     iface_id: str
-
-    def check(self) -> None:
-        """The id."""
-        check_id("iface_id", self.iface_id)
 
 
 class PutMmdsConfig(Request, frozen=True, kw_only=True):
@@ -234,10 +232,6 @@ class PutDrive(Request, frozen=True, kw_only=True):
     rate_limiter: RateLimiter | None = None
     io_engine: Literal["Sync", "Async"] | None = None
 
-    def check(self) -> None:
-        """The id."""
-        check_id("drive_id", self.drive_id)
-
 
 class PatchDrive(Request, frozen=True, kw_only=True):
     """Another file behind a disk, after boot."""
@@ -247,10 +241,6 @@ class PatchDrive(Request, frozen=True, kw_only=True):
     drive_id: str
     path_on_host: str | None = None
     rate_limiter: RateLimiter | None = None
-
-    def check(self) -> None:
-        """The id."""
-        check_id("drive_id", self.drive_id)
 
 
 class PutAction(Request, frozen=True, kw_only=True):
