@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.figures import Goal, Part, Series, at_least, at_most
 from bench.traffic import CPUS, answer, compiled, turned
 from portwright.kernel import netns
+from portwright.kernel.bpf import Program
 from portwright.model.port import NetnsRef
 from portwright.node import taps
 from portwright.node.sandbox import Sandbox
@@ -102,8 +103,8 @@ def _run(program: str, place: Place, way: str, size: str, milliseconds: int) -> 
 
 def _tcfilter(stack: contextlib.ExitStack) -> Place:
     place = Place(stack, "tc")
-    with _sandbox(place.guest) as inside:
-        _attach(inside, _TAP)
+    with _sandbox(place.guest) as inside, contextlib.closing(taps.load()) as program:
+        _attach(inside, _TAP, program)
     return place
 
 
@@ -165,31 +166,32 @@ def _attaching(stack: contextlib.ExitStack, attaches: int, many: int) -> tuple[S
     """Milliseconds from nothing to joined, first and with ``many`` taps in the host's other namespaces."""
     later = f"with {many:,} taps"
     samples: dict[str, list[float]] = {"first taps": [], later: []}
+    program = stack.enter_context(contextlib.closing(taps.load()))  # as a daemon has it
     with _sandbox(Place(stack, "a").guest) as inside:
         for number in range(attaches):
-            samples["first taps"].append(_timed(inside, f"t{number}"))
+            samples["first taps"].append(_timed(inside, f"t{number}", program))
     with _sandbox(Place(stack, "b").guest) as crowded:
         for number in range(many):
             taps.create(crowded, CreateTap(tap=f"m{number}", mtu=1500, sandbox=crowded.ref(netns.boot_id())))
         with _sandbox(Place(stack, "c").guest) as inside:
             for number in range(attaches):
-                samples[later].append(_timed(inside, f"t{number}"))
+                samples[later].append(_timed(inside, f"t{number}", program))
     how = "CreateTap and JoinLinks of node/taps.py, a tap after the other"
     return Series("Attach", "ms", samples, "less", how, "first taps"), later
 
 
-def _timed(inside: Sandbox, name: str) -> float:
+def _timed(inside: Sandbox, name: str, program: Program) -> float:
     begun = time.perf_counter()
-    _attach(inside, name)
+    _attach(inside, name, program)
     took = (time.perf_counter() - begun) * 1e3
     taps.delete(DeleteTap(tap=name, sandbox=inside.ref(netns.boot_id())))
     return took
 
 
-def _attach(inside: Sandbox, name: str) -> None:
+def _attach(inside: Sandbox, name: str, program: Program) -> None:
     ref: NetnsRef = inside.ref(netns.boot_id())
     taps.create(inside, CreateTap(tap=name, mtu=1500, sandbox=ref))
-    taps.join(inside, JoinLinks(device=_DEVICE, tap=name))
+    taps.join(inside, JoinLinks(device=_DEVICE, tap=name), program)
 
 
 @contextlib.contextmanager

@@ -118,6 +118,16 @@ def _mtus(daemon: Daemon, box: Sandbox) -> set[int]:
     return {json.loads(ns.run(["ip", "-j", "link", "show", name]).stdout)[0]["mtu"] for ns, name in ends}
 
 
+def test_all_ports_share_one_program(sandboxes: SandboxFactory) -> None:
+    """What joins them is loaded once, however many ports there are."""
+    loaded = set()
+    for box in (sandboxes(model="tcfilter"), sandboxes(model="tcfilter")):
+        for name in ("eth0", box.port.tap):
+            listed = json.loads(box.run(["tc", "-j", "filter", "show", "dev", name, "ingress"]).stdout)
+            loaded |= {f["options"]["prog"]["id"] for f in listed if "prog" in f.get("options", {})}
+    assert len(loaded) == 1
+
+
 def test_a_tap_has_the_queues_that_it_was_made_with(
     sandboxes: SandboxFactory, netns_factory: NetnsFactory
 ) -> None:

@@ -17,20 +17,16 @@ MODEL = "tcfilter"
 
 def attach(port: Port) -> tuple[Operation, ...]:
     """As ``veth.attach``; joined before either end is up, so that the namespace's stack hears nothing."""
-    ops: list[Operation] = []
-    for operation in veth.attach(port):
-        ops.append(operation)
-        if isinstance(operation, NameLink):
-            ops.append(CreateTap(tap=port.tap, mtu=port.mtu, queues=port.queues, sandbox=port.sandbox))
-            ops.append(JoinLinks(device=port.ifname, tap=port.tap))
-    return tuple(ops)
+    made = CreateTap(tap=port.tap, mtu=port.mtu, queues=port.queues, sandbox=port.sandbox)
+    return _behind(NameLink, veth.attach(port), made, JoinLinks(device=port.ifname, tap=port.tap))
 
 
 def detach(port: Port) -> tuple[Operation, ...]:
     """As ``veth.detach``, and the tap goes."""
-    ops: list[Operation] = []
-    for operation in veth.detach(port):
-        ops.append(operation)
-        if isinstance(operation, DeleteLink):
-            ops.append(DeleteTap(tap=port.tap, sandbox=port.sandbox))
-    return tuple(ops)
+    return _behind(DeleteLink, veth.detach(port), DeleteTap(tap=port.tap, sandbox=port.sandbox))
+
+
+def _behind(kind: type[Operation], plan: tuple[Operation, ...], *more: Operation) -> tuple[Operation, ...]:
+    """The plan, with more behind its one operation of a kind."""
+    (place,) = (at for at, operation in enumerate(plan, 1) if isinstance(operation, kind))
+    return (*plan[:place], *more, *plan[place:])

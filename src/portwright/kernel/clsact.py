@@ -31,6 +31,8 @@ _PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_CLASSID, _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_ID = 3, 6, 7, 8, 11
 _TCA_BPF_FLAG_ACT_DIRECT = 1
+#: Of our filters on any device: a preference and handle that nobody picks by chance.
+OUR_PREF, OUR_HANDLE = 28791, 0x7077
 _ETH_P_ALL = socket.htons(3)  # tcm_info carries the protocol in network order
 _PREF_SHIFT = 16
 

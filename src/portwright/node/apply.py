@@ -233,7 +233,7 @@ class Applier:
             case op.CreateTap():
                 taps.create(self._inside(), operation)
             case op.JoinLinks():
-                taps.join(self._inside(), operation)
+                taps.join(self._inside(), operation, self._switch.joiner)
             case op.DeleteTap():
                 taps.delete(operation)
             case op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):

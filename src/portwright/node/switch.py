@@ -41,14 +41,13 @@ from portwright.kernel.nft import Nft
 from portwright.kernel.reaper import LinkReaper
 from portwright.model.errors import Conflict, InternalError, InvalidInput, KernelFailed
 from portwright.model.port import NetnsRef
+from portwright.node import taps
 from portwright.node.faults import Faults
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "portwright.bpf.o"
 PROGRAMS = {"ingress": "pw_from_port", "egress": "pw_to_port"}
 #: ABIs of which all that stands in the maps means the same to these programs; not so the other way round.
 _OLDER_ABIS = (3,)
-#: Of our filters on kernels without TCX: a preference and handle that nobody picks by chance.
-CLSACT_PREF, CLSACT_HANDLE = 28791, 0x7077
 DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
 
 
@@ -62,6 +61,7 @@ class Switch:
         self.pins = pins
         self.rtnl = NetlinkSocket(netns_fd=fd)
         self._reaper: LinkReaper | None = None
+        self._joiner: Program | None = None
         self.instance = instance
         self._nft: Nft | None = None
         self._conntrack: NetlinkSocket | None = None
@@ -90,6 +90,13 @@ class Switch:
         if self._reaper is None:
             self._reaper = LinkReaper(self.fd)
         return self._reaper
+
+    @property
+    def joiner(self) -> Program:
+        """What joins a tap with its device (node.taps), one for all ports; loaded at first use."""
+        if self._joiner is None:
+            self._joiner = taps.load()
+        return self._joiner
 
     @property
     def nft(self) -> Nft:
@@ -226,7 +233,7 @@ class Switch:
         pin = self.link_pin(port_id, direction)
         if not pin.exists():
             return any(
-                (f.pref, f.handle, f.prog_id) == (CLSACT_PREF, CLSACT_HANDLE, program.id)
+                (f.pref, f.handle, f.prog_id) == (clsact.OUR_PREF, clsact.OUR_HANDLE, program.id)
                 for f in clsact.list_filters(self.rtnl, ifindex, direction)
             )
         try:
@@ -242,14 +249,14 @@ class Switch:
         name = PROGRAMS[direction]
         fd = self.programs[name].fd
         clsact.attach_bpf(
-            self.rtnl, ifindex, direction, fd, name=name, pref=CLSACT_PREF, handle=CLSACT_HANDLE
+            self.rtnl, ifindex, direction, fd, name=name, pref=clsact.OUR_PREF, handle=clsact.OUR_HANDLE
         )
 
     def _put_fresh_filter(self, ifindex: int, direction: Direction) -> bool:
         name = PROGRAMS[direction]
         fd = self.programs[name].fd
         return clsact.attach_fresh(
-            self.rtnl, ifindex, direction, fd, name=name, pref=CLSACT_PREF, handle=CLSACT_HANDLE
+            self.rtnl, ifindex, direction, fd, name=name, pref=clsact.OUR_PREF, handle=clsact.OUR_HANDLE
         )
 
     def _replace_programs(self) -> None:
@@ -295,6 +302,9 @@ class Switch:
             thing.close()
         self.maps, self.programs = {}, {}
         self.rtnl.close()
+        if self._joiner is not None:
+            self._joiner.close()
+            self._joiner = None
         if self._reaper is not None:
             self._reaper.close()
             self._reaper = None

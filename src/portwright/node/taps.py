@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from portwright.kernel import clsact, netns, rtnl, tap
-from portwright.kernel.bpf import Collection, CollectionSpec
+from portwright.kernel.bpf import Collection, CollectionSpec, Program
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import NotFound, NotSupported
 from portwright.node.sandbox import Sandbox, find
@@ -16,8 +16,6 @@ from portwright.plan.operations import CreateTap, DeleteTap, JoinLinks
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "join.bpf.o"
 PROGRAM = "pw_join"
-#: Of our filters: as switch.CLSACT_PREF, behind those that others put at usual places.
-PREF, HANDLE = 28791, 0x7077
 #: What tc_classid holds (include/net/sch_generic.h, struct qdisc_skb_cb).
 _MOST = 0xFFFF
 
@@ -34,22 +32,27 @@ def create(sandbox: Sandbox, operation: CreateTap) -> None:
     )
 
 
-def join(sandbox: Sandbox, operation: JoinLinks) -> None:
+def load() -> Program:
+    """The program of :func:`join`; the caller closes it."""
+    with contextlib.closing(Collection.load(CollectionSpec.load(OBJECT))) as collection:
+        return Program(os.dup(collection.programs[PROGRAM].fd), PROGRAM)
+
+
+def join(sandbox: Sandbox, operation: JoinLinks, program: Program) -> None:
     """Raises Conflict where another's qdisc or filter is in the way, and leaves that alone."""
     indexes = [_index(sandbox, name) for name in (operation.device, operation.tap)]
-    with contextlib.closing(Collection.load(CollectionSpec.load(OBJECT))) as collection:
-        for index, other in zip(indexes, reversed(indexes), strict=True):
-            clsact.ensure_clsact(sandbox.rtnl, index)
-            clsact.attach_bpf(
-                sandbox.rtnl,
-                index,
-                "ingress",
-                collection.programs[PROGRAM].fd,
-                name=PROGRAM,
-                pref=PREF,
-                handle=HANDLE,
-                class_id=other,
-            )
+    for index, other in zip(indexes, reversed(indexes), strict=True):
+        clsact.ensure_clsact(sandbox.rtnl, index)
+        clsact.attach_bpf(
+            sandbox.rtnl,
+            index,
+            "ingress",
+            program.fd,
+            name=PROGRAM,
+            pref=clsact.OUR_PREF,
+            handle=clsact.OUR_HANDLE,
+            class_id=other,
+        )
 
 
 def delete(operation: DeleteTap) -> None:
@@ -76,7 +79,9 @@ def lacks(sock: NetlinkSocket, device: rtnl.LinkInfo, name: str) -> list[str]:
         problems.append(f"tap {name} has MTU {link.mtu}, and {device.name} {device.mtu}")
     for one in (device, link):
         filters = clsact.list_filters(sock, one.index, "ingress")
-        if not any((f.pref, f.handle, f.name) == (PREF, HANDLE, PROGRAM) for f in filters):
+        if not any(
+            (f.pref, f.handle, f.name) == (clsact.OUR_PREF, clsact.OUR_HANDLE, PROGRAM) for f in filters
+        ):
             problems.append(f"{one.name} is not joined: its filter is gone")
     return problems
 
