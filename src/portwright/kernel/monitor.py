@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Literal
 
 import msgspec
 
-from portwright.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, open_socket, receive
+from portwright.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, open_socket, receive
 from portwright.kernel.rtnl_parse import RTM_DELLINK, LinkInfo, parse_link
 from portwright.model.errors import KernelFailed
 
@@ -33,69 +34,11 @@ class LinkEvent(msgspec.Struct, frozen=True, kw_only=True):
     link: LinkInfo | None = None
 
 
-class LinkMonitor:
-    """A subscription to one namespace's links, from the moment it is made.
+class _Subscription:
+    """Messages of a netlink group, from the moment it is made."""
 
-    For an event loop: wait until fileno() is readable, then read(). To miss nothing, subscribe
-    first and list the links second; do the same again after an ``overflow``.
-    """
-
-    def __init__(self, netns_fd: int | None = None) -> None:
-        """Subscribe in the namespace of ``netns_fd`` (not taken over), or the thread's own."""
-        self._sock = open_socket(NETLINK_ROUTE, netns_fd, groups=_RTMGRP_LINK, receive_buffer=_RECEIVE_BUFFER)
-        self._sock.setblocking(False)
-        self._buffer = bytearray(_DATAGRAM)
-
-    def __enter__(self) -> LinkMonitor:
-        """Return the monitor itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
-
-    def close(self) -> None:
-        """End the subscription; a second time does nothing."""
-        self._sock.close()
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait on, -1 once closed."""
-        return self._sock.fileno()
-
-    def read(self) -> list[LinkEvent]:
-        """Return what has happened since, in order, without waiting; may be empty.
-
-        After READ_MAX datagrams the rest stays for the next call (the descriptor stays readable).
-        """
-        events: list[LinkEvent] = []
-        for _ in range(READ_MAX):
-            try:
-                messages = receive(self._sock, self._buffer)
-            except BlockingIOError:
-                break
-            except OSError as exc:
-                if exc.errno not in (errno.ENOBUFS, errno.EMSGSIZE):
-                    raise KernelFailed(exc.errno or errno.EIO, "ip monitor link") from exc
-                # Reported once by the kernel; what had fitted into the buffer still follows.
-                events.append(LinkEvent(kind="overflow"))
-                continue
-            for message in messages:
-                link = parse_link(message)
-                if link is not None:
-                    events.append(LinkEvent(kind="del" if message.type == RTM_DELLINK else "new", link=link))
-        return events
-
-
-class _Signal:
-    """Says that something happened, not what: ask for what is then.
-
-    For an event loop: wait until fileno() is readable, drain(), and look.
-    """
-
-    #: Messages of other types say nothing; None: all of them do.
-    _type: int | None = None
+    #: What a failure calls it.
+    _words = "netlink monitor"
 
     def __init__(self, protocol: int, groups: int, netns_fd: int | None) -> None:
         self._sock = open_socket(protocol, netns_fd, groups=groups, receive_buffer=_RECEIVE_BUFFER)
@@ -110,20 +53,75 @@ class _Signal:
         """Return the descriptor to wait on, -1 once closed."""
         return self._sock.fileno()
 
-    def drain(self) -> bool:
-        """Take what has come, at most READ_MAX datagrams; whether it says something, be it by a loss."""
-        some = False
+    def _datagrams(self) -> Iterator[Sequence[Message] | None]:
+        """Each that has come, at most READ_MAX, without waiting; None where some were lost."""
         for _ in range(READ_MAX):
             try:
                 messages = receive(self._sock, self._buffer)
             except BlockingIOError:
-                break
+                return
             except OSError as exc:
                 if exc.errno not in (errno.ENOBUFS, errno.EMSGSIZE):
-                    raise KernelFailed(exc.errno or errno.EIO, "netlink monitor") from exc
-                some = True
+                    raise KernelFailed(exc.errno or errno.EIO, self._words) from exc
+                # Reported once by the kernel; what had fitted into the buffer still follows.
+                yield None
             else:
-                some = some or any(self._type in {None, message.type} for message in messages)
+                yield messages
+
+
+class LinkMonitor(_Subscription):
+    """A subscription to one namespace's links.
+
+    For an event loop: wait until fileno() is readable, then read(). To miss nothing, subscribe
+    first and list the links second; do the same again after an ``overflow``.
+    """
+
+    _words = "ip monitor link"
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Subscribe in the namespace of ``netns_fd`` (not taken over), or the thread's own."""
+        super().__init__(NETLINK_ROUTE, _RTMGRP_LINK, netns_fd)
+
+    def __enter__(self) -> LinkMonitor:
+        """Return the monitor itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def read(self) -> list[LinkEvent]:
+        """Return what has happened since, in order, without waiting; may be empty.
+
+        After READ_MAX datagrams the rest stays for the next call (the descriptor stays readable).
+        """
+        events: list[LinkEvent] = []
+        for messages in self._datagrams():
+            if messages is None:
+                events.append(LinkEvent(kind="overflow"))
+            for message in messages or ():
+                link = parse_link(message)
+                if link is not None:
+                    events.append(LinkEvent(kind="del" if message.type == RTM_DELLINK else "new", link=link))
+        return events
+
+
+class _Signal(_Subscription):
+    """Says that something happened, not what: ask for what is then.
+
+    For an event loop: wait until fileno() is readable, drain(), and look.
+    """
+
+    #: Messages of other types say nothing; None: all of them do.
+    _type: int | None = None
+
+    def drain(self) -> bool:
+        """Take what has come, at most READ_MAX datagrams; whether it says something, be it by a loss."""
+        some = False
+        for messages in self._datagrams():
+            some = some or messages is None or any(self._type in {None, m.type} for m in messages)
         return some
 
 

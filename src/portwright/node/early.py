@@ -59,7 +59,7 @@ class Early:
         kept = {_folder(name) for name in wanted}
         for stale in self._pins.glob("*"):
             if stale.name not in kept:
-                _remove(stale)
+                shutil.rmtree(stale, ignore_errors=True)
         self._there = {name: there for name, there in self._there.items() if name in wanted}
         for name, nets in wanted.items():
             link = rtnl.link_by_name(own.rtnl, name)
@@ -126,10 +126,6 @@ class Early:
 def _folder(interface: str) -> str:
     """A name without a dot, which a bpffs does not take and VLAN interfaces have."""
     return hashlib.sha256(interface.encode()).hexdigest()[:16]
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _failsafes() -> Iterable[tuple[bytes, bytes]]:
