@@ -22,7 +22,7 @@ from portwright.kernel.bpf import Program
 from portwright.model.port import NetnsRef
 from portwright.node import taps
 from portwright.node.sandbox import Sandbox
-from portwright.plan.operations import CreateTap, DeleteTap, JoinLinks
+from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 from tests.fix_netns import TestNetns
 
 TCFILTER, MIRRED, MACVTAP, BRIDGE = "portwright tcfilter", "u32 + mirred", "macvtap", "bridge"

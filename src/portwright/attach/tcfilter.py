@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from portwright.attach import veth
 from portwright.model.port import Port
-from portwright.plan.operations import CreateTap, DeleteLink, DeleteTap, JoinLinks, NameLink, Operation
+from portwright.plan.operations import DeleteLink, NameLink, Operation
+from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 
 MODEL = "tcfilter"
 

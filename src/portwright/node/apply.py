@@ -27,6 +27,7 @@ from portwright.node.faults import Faults
 from portwright.node.sandbox import Sandbox
 from portwright.node.switch import DIRECTIONS, Switch
 from portwright.plan import operations as op
+from portwright.plan import tap_operations as tap_op
 
 #: Seconds within which a link with a carrier must transmit, and between two looks.
 _LINK_WITHIN, _LOOK_AGAIN = 2.0, 0.0002
@@ -230,11 +231,11 @@ class Applier:
                 self._delete_link(rep)
             case op.AwaitLink(rep=rep):
                 self._await_link(rep)
-            case op.CreateTap():
+            case tap_op.CreateTap():
                 taps.create(self._inside(), operation)
-            case op.JoinLinks():
+            case tap_op.JoinLinks():
                 taps.join(self._inside(), operation, self._switch.joiner)
-            case op.DeleteTap():
+            case tap_op.DeleteTap():
                 taps.delete(operation)
             case op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):
                 fresh = bool(self._device_index)  # made by this very plan

@@ -12,7 +12,7 @@ from portwright.kernel.bpf import Collection, CollectionSpec, Program
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import NotFound, NotSupported
 from portwright.node.sandbox import Sandbox, find
-from portwright.plan.operations import CreateTap, DeleteTap, JoinLinks
+from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "join.bpf.o"
 PROGRAM = "pw_join"

@@ -14,22 +14,12 @@ from typing import TypeAlias
 import msgspec
 
 from portwright.model.network import Route
-from portwright.model.port import Limits, NetnsRef, PortAddress, PortMapping
+from portwright.model.port import Limits, PortAddress, PortMapping
+from portwright.plan.operation import Base, inside
+from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 
 
-class _Operation(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """What all operations share."""
-
-    def inverse(self) -> Operation | None:
-        """The operation that takes this one back, or None when another one's inverse does."""
-        return None
-
-    def render(self) -> str:
-        """The command that a person would have typed."""
-        raise NotImplementedError
-
-
-class CreateVeth(_Operation, frozen=True, kw_only=True):
+class CreateVeth(Base, frozen=True, kw_only=True):
     """The pair: the representor here, the device straight in the sandbox under its final name."""
 
     rep: str
@@ -52,7 +42,7 @@ class CreateVeth(_Operation, frozen=True, kw_only=True):
         )
 
 
-class DeleteLink(_Operation, frozen=True, kw_only=True):
+class DeleteLink(Base, frozen=True, kw_only=True):
     """Deletes the representor, and so the pair, if it is ours; another's link of the name stays."""
 
     rep: str
@@ -62,7 +52,7 @@ class DeleteLink(_Operation, frozen=True, kw_only=True):
         return f"ip link delete {self.rep}"
 
 
-class NameLink(_Operation, frozen=True, kw_only=True):
+class NameLink(Base, frozen=True, kw_only=True):
     """Alternative names (up to 127 bytes each), and no IPv6 link-local of the host's own."""
 
     rep: str
@@ -74,7 +64,7 @@ class NameLink(_Operation, frozen=True, kw_only=True):
         return f"ip link property add dev {self.rep}{names}; ip link set {self.rep} addrgenmode none"
 
 
-class SetSysctl(_Operation, frozen=True, kw_only=True):
+class SetSysctl(Base, frozen=True, kw_only=True):
     """``path`` below /proc/sys. Only for devices of ours: it goes when the device goes."""
 
     where: str
@@ -83,10 +73,10 @@ class SetSysctl(_Operation, frozen=True, kw_only=True):
 
     def render(self) -> str:
         """``sysctl -w``, with dots for slashes."""
-        return f"{_in(self.where)}sysctl -w {self.path.replace('/', '.')}={self.value}"
+        return f"{inside(self.where)}sysctl -w {self.path.replace('/', '.')}={self.value}"
 
 
-class SetLink(_Operation, frozen=True, kw_only=True):
+class SetLink(Base, frozen=True, kw_only=True):
     """Administrative state, MTU or both. Up in the host is what gives the sandbox its carrier."""
 
     where: str
@@ -96,7 +86,7 @@ class SetLink(_Operation, frozen=True, kw_only=True):
 
     def render(self) -> str:
         """``ip link set``, with what changes."""
-        words = [f"{_in(self.where)}ip link set {self.name}"]
+        words = [f"{inside(self.where)}ip link set {self.name}"]
         if self.mtu is not None:
             words.append(f"mtu {self.mtu}")
         if self.up is not None:
@@ -104,7 +94,7 @@ class SetLink(_Operation, frozen=True, kw_only=True):
         return " ".join(words)
 
 
-class AwaitLink(_Operation, frozen=True, kw_only=True):
+class AwaitLink(Base, frozen=True, kw_only=True):
     """Waits until the kernel transmits on the representor: what it is handed before is lost."""
 
     rep: str
@@ -114,7 +104,7 @@ class AwaitLink(_Operation, frozen=True, kw_only=True):
         return f"until ip -o link show {self.rep} | grep -q 'state UP'; do :; done"
 
 
-class AddAddress(_Operation, frozen=True, kw_only=True):
+class AddAddress(Base, frozen=True, kw_only=True):
     """An address of the device ``name``, without duplicate address detection: the record has no other."""
 
     name: str
@@ -122,10 +112,10 @@ class AddAddress(_Operation, frozen=True, kw_only=True):
 
     def render(self) -> str:
         """``ip address add``."""
-        return f"{_in('sandbox')}ip address add {self.address} dev {self.name} nodad"
+        return f"{inside('sandbox')}ip address add {self.address} dev {self.name} nodad"
 
 
-class AddRoute(_Operation, frozen=True, kw_only=True):
+class AddRoute(Base, frozen=True, kw_only=True):
     """Goes with its device.
 
     ``shared``: another port of the sandbox may have made the same route; it then stays that one's.
@@ -142,7 +132,7 @@ class AddRoute(_Operation, frozen=True, kw_only=True):
         """``ip route add``, with what the route says."""
         r = self.route
         kind = "" if self.kind == "unicast" else f"{self.kind} "
-        words = [f"{_in(self.where)}ip route add {kind}{r.dst}"]
+        words = [f"{inside(self.where)}ip route add {kind}{r.dst}"]
         if r.gw:
             words.append(f"via {r.gw}")
         words.append(f"dev {self.dev}")
@@ -162,7 +152,7 @@ class AddRoute(_Operation, frozen=True, kw_only=True):
         return " ".join(words)
 
 
-class AddNeighbour(_Operation, frozen=True, kw_only=True):
+class AddNeighbour(Base, frozen=True, kw_only=True):
     """A permanent neighbour: nobody asks for it by ARP or ND. Goes with its device."""
 
     where: str
@@ -173,10 +163,10 @@ class AddNeighbour(_Operation, frozen=True, kw_only=True):
     def render(self) -> str:
         """``ip neighbour replace``."""
         entry = f"{self.address} lladdr {self.mac} dev {self.dev} nud permanent"
-        return f"{_in(self.where)}ip neighbour replace {entry}"
+        return f"{inside(self.where)}ip neighbour replace {entry}"
 
 
-class AttachProgram(_Operation, frozen=True, kw_only=True):
+class AttachProgram(Base, frozen=True, kw_only=True):
     """``direction`` of the representor: ingress = from the sandbox. It outlives the daemon either way."""
 
     rep: str
@@ -196,55 +186,7 @@ class AttachProgram(_Operation, frozen=True, kw_only=True):
         return f"bpftool net attach tcx_{self.direction} pinned progs/{program} dev {self.rep}"
 
 
-class CreateTap(_Operation, frozen=True, kw_only=True):
-    """A persistent tap in the sandbox's namespace, of ``queues``, for a hypervisor; up, without IPv6."""
-
-    tap: str
-    mtu: int
-    queues: int = 1
-    sandbox: NetnsRef
-
-    def inverse(self) -> Operation:
-        """Deletes it."""
-        return DeleteTap(tap=self.tap, sandbox=self.sandbox)
-
-    def render(self) -> str:
-        """``ip tuntap add``, and ``up``."""
-        many = " multi_queue" if self.queues > 1 else ""
-        made = f"{_in('sandbox')}ip tuntap add {self.tap} mode tap vnet_hdr{many}"
-        return f"{made}; {_in('sandbox')}ip link set {self.tap} mtu {self.mtu} addrgenmode none up"
-
-
-class DeleteTap(_Operation, frozen=True, kw_only=True):
-    """Deletes the tap, wherever its namespace is found; with the namespace it went anyway."""
-
-    tap: str
-    sandbox: NetnsRef
-
-    def render(self) -> str:
-        """``ip link delete``."""
-        return f"{_in('sandbox')}ip link delete {self.tap}"
-
-
-class JoinLinks(_Operation, frozen=True, kw_only=True):
-    """What comes in on one device of the sandbox's namespace goes out on the other, both ways.
-
-    By a filter of ours on each, beside those that others have there; it goes with the device.
-    """
-
-    device: str
-    tap: str
-
-    def render(self) -> str:
-        """``tc filter add``, twice."""
-        ways = ((self.device, self.tap), (self.tap, self.device))
-        return "; ".join(
-            f"{_in('sandbox')}tc filter add dev {one} ingress bpf da object-file join.bpf.o classid {other}"
-            for one, other in ways
-        )
-
-
-class DetachProgram(_Operation, frozen=True, kw_only=True):
+class DetachProgram(Base, frozen=True, kw_only=True):
     """Removes the pin of a TCX link; a clsact filter went with its device."""
 
     port_id: str
@@ -255,7 +197,7 @@ class DetachProgram(_Operation, frozen=True, kw_only=True):
         return f"rm links/{self.port_id}_{self.direction}"
 
 
-class PutPort(_Operation, frozen=True, kw_only=True):
+class PutPort(Base, frozen=True, kw_only=True):
     """The port's entry in pw_ports, its limits and, if absent, its counters."""
 
     rep: str
@@ -279,7 +221,7 @@ class PutPort(_Operation, frozen=True, kw_only=True):
         return f"bpftool map update name pw_ports key ifindex({self.rep}) value {value}"
 
 
-class RemovePort(_Operation, frozen=True, kw_only=True):
+class RemovePort(Base, frozen=True, kw_only=True):
     """Takes the device's entry and limits away; counters stay until ``ForgetPort``.
 
     ``ifindex`` as recorded, 0 when the record never got to know it.
@@ -294,7 +236,7 @@ class RemovePort(_Operation, frozen=True, kw_only=True):
         return f"bpftool map delete name pw_ports key ifindex({self.rep})"
 
 
-class ForgetPort(_Operation, frozen=True, kw_only=True):
+class ForgetPort(Base, frozen=True, kw_only=True):
     """Drops the counters of a port that is deleted."""
 
     port_id: str
@@ -304,7 +246,7 @@ class ForgetPort(_Operation, frozen=True, kw_only=True):
         return f"bpftool map delete name pw_counters key {self.port_id}"
 
 
-class PutTargets(_Operation, frozen=True, kw_only=True):
+class PutTargets(Base, frozen=True, kw_only=True):
     """Makes the addresses reachable on the fast path: the last step of an attach."""
 
     rep: str
@@ -327,7 +269,7 @@ class PutTargets(_Operation, frozen=True, kw_only=True):
         return f"bpftool map update name pw_addrs key {','.join(self.addresses)} value port {self.port_id}"
 
 
-class RemoveTargets(_Operation, frozen=True, kw_only=True):
+class RemoveTargets(Base, frozen=True, kw_only=True):
     """Takes the addresses off the fast path where they are the port's; another's entries stay."""
 
     port_id: str
@@ -338,7 +280,7 @@ class RemoveTargets(_Operation, frozen=True, kw_only=True):
         return f"bpftool map delete name pw_addrs key {','.join(self.addresses)}"
 
 
-class PublishPorts(_Operation, frozen=True, kw_only=True):
+class PublishPorts(Base, frozen=True, kw_only=True):
     """Port mappings as elements of our nft maps; stale conntrack of them is purged."""
 
     port_id: str
@@ -357,7 +299,7 @@ class PublishPorts(_Operation, frozen=True, kw_only=True):
         return f"nft create element inet portwright dnat {{ {each} }}"
 
 
-class UnpublishPorts(_Operation, frozen=True, kw_only=True):
+class UnpublishPorts(Base, frozen=True, kw_only=True):
     """Takes the elements of the mappings away, and the conntrack entries that they made."""
 
     port_id: str
@@ -412,7 +354,3 @@ def undo(plan: tuple[Operation, ...]) -> tuple[Operation, ...]:
     """What takes back a plan of which any prefix was applied: the inverses, last first."""
     inverses = (operation.inverse() for operation in reversed(plan))
     return tuple(inverse for inverse in inverses if inverse is not None)
-
-
-def _in(where: str) -> str:
-    return "ip netns exec SANDBOX " if where == "sandbox" else ""
