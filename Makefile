@@ -14,7 +14,7 @@ DATAPLANE := src/portwright/dataplane
 BPF_SOURCES := $(wildcard $(DATAPLANE)/*.bpf.c)
 BPF_HEADERS := $(wildcard $(DATAPLANE)/*.h)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o) $(DATAPLANE)/abi.bpf.o
-BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Werror -I $(DATAPLANE) -I /usr/include/$(MULTIARCH)
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -fms-extensions -Wno-microsoft-anon-tag -Wall -Werror -I $(DATAPLANE) -I /usr/include/$(MULTIARCH)
 
 SHIM := src/portwright/cni/shim/portwright-cni
 # Static, so that it starts in a sandbox's or an installer's root with no libc, and in half the time.

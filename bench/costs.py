@@ -239,6 +239,8 @@ def _compiled(folder: Path) -> Path:
         "-target",
         "bpf",
         "-mcpu=v3",
+        "-fms-extensions",
+        "-Wno-microsoft-anon-tag",
         "-Wall",
         "-Werror",
         "-I",

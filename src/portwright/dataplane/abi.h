@@ -66,6 +66,10 @@ enum pw_port_flag {
 	PW_PF_LIMIT_TO = 2,
 	PW_PF_DOWN = 4, /* of a target: its link is disabled */
 	PW_PF_NAMES = 8, /* of a port: its policy names domains, so its look-ups are proxied */
+	PW_PF_TAP =
+		16, /* the representor is a tap that the sandbox's hypervisor holds: it has no peer */
+	PW_PF_ONLINK =
+		32, /* of a port: its sandbox takes itself for one of a segment, as it came off a bridge */
 };
 
 enum pw_state_flag {
@@ -175,12 +179,7 @@ struct pw_event { /* 88 bytes */
 	__u8 reason;
 	__u8 src_mac[6];
 	__u8 dst_mac[6];
-	struct pw_addr saddr;
-	struct pw_addr daddr;
-	__u16 be_sport;
-	__u16 be_dport;
-	__u8 proto;
-	__u8 pad[3];
+	struct pw_flow;
 	__u32 other_net; /* PW_R_ISOLATION: the network on the other side; PW_R_POLICY: the rule */
 };
 
@@ -246,6 +245,7 @@ enum pw_slow {
 	PW_SLOW_PADDING = 8, /* bytes behind the packet, which a router takes off */
 	PW_SLOW_ERROR = 9, /* an ICMP error, perhaps about a flow that the host translates */
 	PW_SLOW_NAMES = 10, /* a look-up, which the host steers to the proxy */
+	PW_SLOW_TAP = 11, /* to a tap, which has no other side to redirect to */
 };
 
 struct pw_trace_step { /* 12 bytes */

@@ -49,6 +49,8 @@ class PwPortFlag(enum.IntEnum):
     PF_LIMIT_TO = 2
     PF_DOWN = 4
     PF_NAMES = 8
+    PF_TAP = 16
+    PF_ONLINK = 32
 
 
 class PwReason(enum.IntEnum):
@@ -116,6 +118,7 @@ class PwSlow(enum.IntEnum):
     SLOW_PADDING = 8
     SLOW_ERROR = 9
     SLOW_NAMES = 10
+    SLOW_TAP = 11
 
 
 class PwStateFlag(enum.IntEnum):

@@ -9,12 +9,33 @@
 
 #include "guard.h"
 
+/*
+ * Back into the sandbox that sent it, past pw_to_port, or with a mark through
+ * it. @port_flags: the port's.
+ */
+PW_INLINE int pw_send_back(struct __sk_buff *skb, __u32 port_flags)
+{
+	if (!(port_flags & PW_PF_TAP))
+		return bpf_redirect_peer(skb->ifindex, 0);
+	skb->mark = PW_RESET_MARK;
+	return bpf_redirect(skb->ifindex, 0);
+}
+
 /* Swaps the Ethernet addresses; the packet goes back into the sandbox. */
 PW_INLINE int pw_bounce(struct __sk_buff *skb, const struct pw_port *port)
 {
 	bpf_skb_store_bytes(skb, 0, port->mac, ETH_ALEN, 0);
 	bpf_skb_store_bytes(skb, ETH_ALEN, port->gateway_mac, ETH_ALEN, 0);
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return pw_send_back(skb, port->flags);
+}
+
+/* Does the gateway answer for @addr? It has one in each family, and stands in for all of what was a bridge. */
+__noinline bool pw_answers_for(const struct pw_port *port, const struct pw_addr *addr)
+{
+	if (!port || !addr)
+		return false;
+	return pw_addr_equal(addr, &port->gateway4) || pw_addr_equal(addr, &port->gateway6) ||
+	       ((port->flags & PW_PF_ONLINK) && !pw_owns(port, addr));
 }
 
 /* Returns a verdict, or TC_ACT_UNSPEC when it is no question for the gateway. */
@@ -26,7 +47,7 @@ __noinline int pw_answer_arp(struct __sk_buff *skb, const struct pw_port *port)
 	if (!port || bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
 		return TC_ACT_UNSPEC;
 	pw_addr_v4(&target, *(__be32 *)arp.tpa);
-	if (arp.op != bpf_htons(ARPOP_REQUEST) || !pw_addr_equal(&target, &port->gateway4))
+	if (arp.op != bpf_htons(ARPOP_REQUEST) || !pw_answers_for(port, &target))
 		return TC_ACT_UNSPEC;
 	__builtin_memcpy(arp.tpa, arp.spa, 4);
 	__builtin_memcpy(arp.tha, arp.sha, ETH_ALEN);
@@ -64,8 +85,7 @@ __noinline int pw_answer_ns(struct __sk_buff *skb, const struct pw_port *port,
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, pkt->l4_off, &na.nd, sizeof(na.nd)))
 		return TC_ACT_UNSPEC;
-	if (na.nd.code || pw_addr_zero(&na.nd.target) ||
-	    !pw_addr_equal(&na.nd.target, &port->gateway6))
+	if (na.nd.code || pw_addr_zero(&na.nd.target) || !pw_answers_for(port, &na.nd.target))
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6)))
 		return TC_ACT_UNSPEC;

@@ -115,11 +115,7 @@ __noinline int pw_event(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port
 	event->reason = reason;
 	bpf_skb_load_bytes(skb, 0, event->dst_mac, ETH_ALEN);
 	bpf_skb_load_bytes(skb, ETH_ALEN, event->src_mac, ETH_ALEN);
-	event->saddr = pkt->saddr;
-	event->daddr = pkt->daddr;
-	event->be_sport = pkt->be_sport;
-	event->be_dport = pkt->be_dport;
-	event->proto = pkt->proto;
+	__builtin_memcpy(&event->saddr, pw_way(pkt), sizeof(struct pw_flow));
 	event->other_net = other_net;
 	bpf_ringbuf_submit(event, 0);
 	return 0;

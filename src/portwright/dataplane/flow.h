@@ -149,18 +149,7 @@ PW_INLINE bool pw_flow_key(struct pw_flow *key, const struct pw_packet *pkt)
 		first = s0 < d0;
 	else if (s1 != d1)
 		first = s1 < d1;
-	key->proto = pkt->proto;
-	if (first) {
-		key->saddr = pkt->saddr;
-		key->daddr = pkt->daddr;
-		key->be_sport = pkt->be_sport;
-		key->be_dport = pkt->be_dport;
-	} else {
-		key->saddr = pkt->daddr;
-		key->daddr = pkt->saddr;
-		key->be_sport = pkt->be_dport;
-		key->be_dport = pkt->be_sport;
-	}
+	*key = first ? *pw_way(pkt) : pw_way_back(pkt);
 	/* A reply has its request's key, and nothing else has. */
 	if (pkt->proto == IPPROTO_ICMP || pkt->proto == IPPROTO_ICMPV6) {
 		key->be_sport = pkt->be_icmp_id;

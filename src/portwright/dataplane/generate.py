@@ -5,7 +5,8 @@
 Every ``struct pw_*`` whose size abi.h asserts becomes a ``NamedTuple`` with ``pack``, ``unpack``
 and ``SIZE``; every ``enum pw_*`` an ``IntEnum``. Rules: ``pw_addr``, byte arrays, arrays of structs
 and fields in network order (``be_``) become ``bytes``; other integers ``int``; a nested struct is
-flattened (``from_total_packets``); ``pad`` fields vanish. ``bpftool`` reads the BTF.
+flattened (``from_total_packets``; one without a name leaves no trace); ``pad`` fields vanish. ``bpftool`` reads
+the BTF.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 OBJECT = Path(__file__).with_name("abi.bpf.o")
 HEADER = Path(__file__).with_name("abi.h")
 
+_ANONYMOUS = "(anon)"  # bpftool's word for a member without a name
 _INT = {(1, False): "B", (2, False): "H", (4, False): "I", (8, False): "Q", (8, True): "q", (4, True): "i"}
 
 
@@ -57,7 +59,8 @@ class Btf:
             if member["name"].startswith("pad"):
                 out.append(("", f"{size}x", "", offset))
             elif kind["kind"] == "STRUCT" and kind["name"] != "pw_addr":
-                out.extend((n, c, t, offset + o) for n, c, t, o in self.fields(kind, name + "_"))
+                within = prefix if member["name"] == _ANONYMOUS else name + "_"
+                out.extend((n, c, t, offset + o) for n, c, t, o in self.fields(kind, within))
             elif kind["kind"] in {"ARRAY", "STRUCT"} or member["name"].startswith("be_"):
                 out.append((name, f"{size}s", "bytes", offset))
             else:

@@ -7,6 +7,8 @@
 #ifndef PW_GUARD_H
 #define PW_GUARD_H
 
+#include <linux/if_packet.h>
+
 #include "count.h"
 
 /* <linux/if_arp.h> would pull in libc's headers. RFC 826, IANA arp-parameters. */
@@ -247,8 +249,11 @@ PW_INLINE int pw_guard_l2(struct __sk_buff *skb, const struct pw_port *port, str
 	}
 	if (mac[0] & 1)
 		pkt->flags |= PW_P_GROUP_MAC;
-	else if (!pw_mac_equal(mac, port->gateway_mac))
+	else if (!pw_mac_equal(mac, port->gateway_mac) && !(port->flags & PW_PF_ONLINK))
 		return PW_R_DST_MAC;
+	else if (port->flags & PW_PF_ONLINK)
+		bpf_skb_change_type(
+			skb, PACKET_HOST); /* a neighbour's; what it is for is ours to find */
 	return 0;
 }
 

@@ -35,25 +35,32 @@ enum pw_packet_flag {
 };
 
 struct pw_packet {
-	struct pw_addr saddr;
-	struct pw_addr daddr;
+	struct pw_flow; /* proto: layer 4, after extension headers */
 	__u32 l4_off; /* from the start of the frame */
 	__u32 l3_len; /* as the header says; headers included */
 	__u32 wire_l3; /* pw_wire_l3(), once it is known */
 	__u32 be_frag_id; /* of a fragment: what its siblings carry too */
 	__u16 be_proto; /* ethertype */
-	__u16 be_sport;
-	__u16 be_dport;
 	__u16 be_icmp_id; /* of a request or a reply */
-	__u8 proto; /* layer 4, after extension headers */
 	__u8 icmp_type;
 	__u8 ttl;
 	__u8 flags; /* enum pw_packet_flag */
 	__u8 icmp_code;
 	__u8 tcp_flags; /* 0 where the packet holds too little of the header */
 	__u8 tcp_len; /* of its header, in bytes; likewise */
-	__u8 pad;
+	__u8 pad2[2];
 };
+
+/* The packet's own way, and its answer's. */
+PW_INLINE const struct pw_flow *pw_way(const struct pw_packet *pkt)
+{
+	return (const struct pw_flow *)pkt;
+}
+
+PW_INLINE struct pw_flow pw_way_back(const struct pw_packet *pkt)
+{
+	return (struct pw_flow){ pkt->daddr, pkt->saddr, pkt->be_dport, pkt->be_sport, pkt->proto };
+}
 
 PW_INLINE void pw_addr_v4(struct pw_addr *addr, __be32 v4)
 {

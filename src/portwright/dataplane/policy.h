@@ -83,25 +83,16 @@ PW_MAP(pw_generation, ARRAY, 2, 0, __u32, __u32);
  */
 PW_INLINE __u32 pw_service(const struct pw_packet *pkt, __u16 be_port, __u16 icmp)
 {
-	__u32 kind;
+	__u32 kind = PW_SV_TCP;
 
-	switch (pkt->proto) {
-	case IPPROTO_TCP:
-		kind = PW_SV_TCP;
-		break;
-	case IPPROTO_UDP:
-		kind = PW_SV_UDP;
-		break;
-	case IPPROTO_SCTP:
-		kind = PW_SV_SCTP;
-		break;
-	case IPPROTO_ICMP:
-		return PW_SV_ICMP << 16 | icmp;
-	case IPPROTO_ICMPV6:
-		return PW_SV_ICMP6 << 16 | icmp;
-	default:
-		return PW_SV_OTHER << 16 | pkt->proto;
-	}
+	if (pkt->proto == IPPROTO_ICMP || pkt->proto == IPPROTO_ICMPV6)
+		return (pkt->proto == IPPROTO_ICMP ? PW_SV_ICMP : PW_SV_ICMP6) << 16 | icmp;
+	if (pkt->proto != IPPROTO_TCP)
+		kind = pkt->proto == IPPROTO_UDP    ? PW_SV_UDP
+		       : pkt->proto == IPPROTO_SCTP ? PW_SV_SCTP
+						    : PW_SV_OTHER;
+	if (kind == PW_SV_OTHER)
+		return kind << 16 | pkt->proto;
 	if (!(pkt->flags & PW_P_PORTS))
 		return PW_SV_PORTLESS << 16 | pkt->proto;
 	return kind << 16 | bpf_ntohs(be_port);
@@ -432,9 +423,10 @@ seen:
 /*
  * Tells the sender of a TCP packet that its connection has ended: turns the
  * packet into the RST of its other end. @outside: the sender is none of this
- * port's sandbox.
+ * port's sandbox. @port_flags: the port's.
  */
-__noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, __u32 outside)
+__noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, __u32 outside,
+			__u32 port_flags)
 {
 	struct pw_pseudo pseudo = {};
 	__u32 off, check_off;
@@ -493,7 +485,7 @@ __noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, __u32 outs
 			    : pw_fold(bpf_csum_diff(NULL, 0, (__be32 *)&rst, sizeof(rst), sum));
 	bpf_skb_store_bytes(skb, off, &rst, sizeof(rst), BPF_F_INVALIDATE_HASH);
 	if (!outside)
-		return bpf_redirect_peer(skb->ifindex, 0);
+		return pw_send_back(skb, port_flags);
 	skb->mark = PW_RESET_MARK;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
@@ -507,11 +499,11 @@ __noinline int pw_unmark(struct __sk_buff *skb)
 
 /* The end of a packet that policy refuses: counted, and where the rule says so its sender is told. */
 PW_INLINE int pw_refuse(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id, __u32 dir,
-			__u32 verdict, bool outside)
+			__u32 verdict, bool outside, __u32 port_flags)
 {
 	pw_drop(skb, pkt, port_id, dir << 8 | (verdict & 0xff),
 		verdict >> PW_RULE_SHIFT & PW_V_RULE);
-	return verdict & PW_RESETS ? pw_reset(skb, pkt, outside) : TC_ACT_SHOT;
+	return verdict & PW_RESETS ? pw_reset(skb, pkt, outside, port_flags) : TC_ACT_SHOT;
 }
 
 #endif

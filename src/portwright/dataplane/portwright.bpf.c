@@ -54,6 +54,8 @@ PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_port *port
 	if ((port->flags & PW_PF_NAMES) && pkt->be_dport == bpf_htons(53) &&
 	    (pkt->proto == IPPROTO_UDP || pkt->proto == IPPROTO_TCP))
 		return PW_SLOW_NAMES;
+	if (target->flags & PW_PF_TAP)
+		return PW_SLOW_TAP;
 	if (pkt->ttl <= 1)
 		return PW_SLOW_TTL;
 	/* fe80::/10 to a global address: the stack refuses it and says so (RFC 4443, 3.1). */
@@ -72,15 +74,7 @@ PW_INLINE __u32 pw_slow_reason(struct __sk_buff *skb, const struct pw_port *port
 	if (pkt->wire_l3 > target->mtu)
 		return PW_SLOW_MTU;
 	if (state->slow_flows) {
-		struct pw_flow flow = {
-			.saddr = pkt->saddr,
-			.daddr = pkt->daddr,
-			.be_sport = pkt->be_sport,
-			.be_dport = pkt->be_dport,
-			.proto = pkt->proto,
-		};
-
-		if (bpf_map_lookup_elem(&pw_slow_flows, &flow))
+		if (bpf_map_lookup_elem(&pw_slow_flows, pw_way(pkt)))
 			return PW_SLOW_FLOW;
 		/* It quotes the packet that caused it, which may need translation too. */
 		if (pw_icmp_error(pkt))
@@ -194,10 +188,12 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 	if (target && (verdict & PW_BY_RECEIVER)) {
 		/* The sender's part was carried; the receiver's port refused it. */
 		pw_count_from(skb, port->port_id, skb->len, false);
-		return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, false);
+		return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, false,
+				 port->flags);
 	}
 	if (verdict)
-		return pw_refuse(skb, pkt, port->port_id, PW_FROM_PORT, verdict, false);
+		return pw_refuse(skb, pkt, port->port_id, PW_FROM_PORT, verdict, false,
+				 port->flags);
 	if (!target)
 		return PW_NEXT;
 	if (target->flags & PW_PF_DOWN) {
@@ -267,7 +263,8 @@ int pw_from_port(struct __sk_buff *skb)
 	verdict = pw_answer(skb, port, &pkt);
 	if (verdict != TC_ACT_UNSPEC) {
 		pw_count_from(skb, port->port_id, octets, false);
-		pw_count_to(skb, port->port_id, false);
+		if (!(port->flags & PW_PF_TAP)) /* else pw_to_port does */
+			pw_count_to(skb, port->port_id, false);
 		return verdict;
 	}
 	if (pkt.be_proto == bpf_htons(ETH_P_ARP))
@@ -317,13 +314,7 @@ int pw_to_port(struct __sk_buff *skb)
 			PW_STEP(skb, PW_S_REACH_OK, from->net_id, port->net_id);
 		if (skb->tc_index != PW_TC_DIRECT && is_ip) {
 			/* Translated, as far as we know: its replies must come back to the stack. */
-			struct pw_flow reply = {
-				.saddr = pkt.daddr,
-				.daddr = pkt.saddr,
-				.be_sport = pkt.be_dport,
-				.be_dport = pkt.be_sport,
-				.proto = pkt.proto,
-			};
+			struct pw_flow reply = pw_way_back(&pkt);
 			__u32 zero = 0, one = 1;
 			struct pw_state *state = bpf_map_lookup_elem(&pw_state, &zero);
 
@@ -342,7 +333,7 @@ int pw_to_port(struct __sk_buff *skb)
 		__u32 verdict = pw_judge(skb, &pkt, from ? from : port, sides);
 
 		if (verdict)
-			return pw_refuse(skb, &pkt, port->port_id, PW_TO_PORT, verdict, true);
+			return pw_refuse(skb, &pkt, port->port_id, PW_TO_PORT, verdict, true, 0);
 	}
 	if (is_ip && pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_MTU);

@@ -57,12 +57,18 @@ def port_value(
     limits: Limits,
     flows: int = 0,
     names: bool = False,
+    tap: bool = False,
+    onlink: bool = False,
 ) -> bytes:
     """The value of pw_ports. ``flows``: the count that the data path keeps in it.
 
-    ``names``: its look-ups are proxied.
+    ``names``: its look-ups are proxied. ``tap``: its representor is a tap. ``onlink``: it came off a bridge.
     """
     flags = PwPortFlag.PF_NAMES if names else 0
+    if tap:
+        flags |= PwPortFlag.PF_TAP
+    if onlink:
+        flags |= PwPortFlag.PF_ONLINK
     if limits.egress_rate:
         flags |= PwPortFlag.PF_LIMIT_FROM
     if limits.ingress_rate:
@@ -95,9 +101,12 @@ def target_value(
     gateway_mac: str,
     limited: bool,
     down: bool = False,
+    tap: bool = False,
 ) -> bytes:
     """The value of pw_addrs."""
     flags = PwPortFlag.PF_LIMIT_TO if limited else 0
+    if tap:
+        flags |= PwPortFlag.PF_TAP
     if down:
         flags |= PwPortFlag.PF_DOWN
     return PwTarget(

@@ -43,6 +43,8 @@ def port_value(operation: op.PutPort, held: bytes | None = None) -> bytes:
         limits=operation.limits,
         flows=flows,
         names=names,
+        tap=operation.tap,
+        onlink=operation.onlink,
     )
 
 
@@ -76,6 +78,7 @@ def target_value(operation: op.PutTargets, ifindex: int) -> bytes:
         gateway_mac=operation.gateway_mac,
         limited=operation.limited,
         down=operation.down,
+        tap=operation.tap,
     )
 
 

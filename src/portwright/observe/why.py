@@ -33,6 +33,7 @@ _SLOW = {
     PwSlow.SLOW_PADDING: "it has padding, which the host takes off",
     PwSlow.SLOW_ERROR: "it is an ICMP error, perhaps about a flow that the host translates",
     PwSlow.SLOW_NAMES: "it is a look-up, which the host steers to the proxy of domain names",
+    PwSlow.SLOW_TAP: "it is for a tap, which has no other side to redirect to",
 }
 _ANSWERS = {1: "ARP", 2: "neighbour discovery", 3: "echo"}
 

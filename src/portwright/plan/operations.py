@@ -210,6 +210,8 @@ class PutPort(Base, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
     limits: Limits
+    tap: bool = False  # the representor is a tap, which the sandbox's hypervisor holds
+    onlink: bool = False  # the sandbox takes itself for one of a segment, as it came off a bridge
 
     def inverse(self) -> Operation:
         """Takes the entry away; counters that were made stay until ``ForgetPort``."""
@@ -259,6 +261,7 @@ class PutTargets(Base, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     limited: bool
     down: bool = False  # the link is disabled: packets for it are dropped, with that reason
+    tap: bool = False
 
     def inverse(self) -> Operation:
         """Takes the addresses away."""
