@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from portwright.dataplane import OBJECT
 from portwright.kernel import bpf
 from portwright.kernel.bpf._fd import object_info
 from portwright.node import generations
-from portwright.node.switch import OBJECT
 from portwright.policy.compile import compile_policies
 from portwright.policy.manifests.read import read
 from tests.dataplane import frames
@@ -40,7 +40,7 @@ from tests.fix_bpf import ip, own_netns
 _LOOK_UPS = {
     "flow": {("&pw_conns", "&key")},
     "ageing": {("&pw_conns", "&ticket.key")},
-    "policy": {("inner", "&net.addr"), ("inner", "&net"), ("inner", "&key")},
+    "policy": {("inner", "&key")},
     "fragment": {("&pw_frags", "&key")},
     "other": {
         (f"&pw_{name}", "")
@@ -48,8 +48,9 @@ _LOOK_UPS = {
     },
     "array": {
         *((f"&pw_{name}", "") for name in ("state", "budget", "trace", "generation", "ager")),
-        *((f"&pw_{name}", "") for name in ("peers", "nets", "sets", "cells")),
+        *((f"&pw_{name}", "") for name in ("peers", "bounds", "sets", "cells")),
         ("inner", "&set_id"),
+        ("inner", "&place"),
     },
 }
 _KINDS = ("unknown", *_LOOK_UPS, "insert", "delete")
@@ -94,7 +95,7 @@ spec:
 class Cost:
     """What one packet costs, the same in both families.
 
-    ``flow``, ``policy`` and ``fragment``: look-ups in hash tables and tries by which it is judged.
+    ``flow``, ``policy`` and ``fragment``: look-ups in hash tables by which it is judged.
     ``other``: of hash tables that delivery, counting and limits need.
     ``array``: elements and slots. ``insert`` and ``delete``: of any map.
     """
@@ -181,8 +182,9 @@ def section() -> list[str]:
         "## Look-ups",
         "",
         "`python -m bench.costs`: counted, not timed, on a copy of the programs that counts. flow, policy",
-        "and fragment are the look-ups in hash tables and tries by which a packet is judged; other is",
-        "what delivery, counting and limits look up; array is elements of arrays and slots of maps of maps.",
+        "and fragment are the look-ups in hash tables by which a packet is judged; other is",
+        "what delivery, counting and limits look up; array is elements of arrays and slots of maps of maps,",
+        "up to six of them the nodes by which the net of an address that is no port's is found.",
         "",
         *look_up_table(rows()),
         "",

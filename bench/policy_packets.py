@@ -24,9 +24,9 @@ from bench import policy_rules
 from bench.figures import Goal, Series, at_most, number
 from bench.policy_rules import CLOSED, SERVICE
 from bench.traffic import turned
+from portwright.dataplane import OBJECT
 from portwright.kernel import bpf
 from portwright.node import generations
-from portwright.node.switch import OBJECT
 from portwright.policy.compile import compile_policies
 from portwright.policy.manifests.read import read
 from tests.dataplane import frames

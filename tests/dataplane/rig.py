@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from portwright.dataplane import values
+from portwright.dataplane import OBJECT, values
 from portwright.dataplane.abi import (
     SIZES,
     PwAbi,
@@ -29,7 +29,6 @@ from portwright.dataplane.abi import (
     PwTarget,
 )
 from portwright.kernel import bpf
-from portwright.node.switch import OBJECT
 from tests.dataplane.model import ModelPort, Topology
 from tests.fix_bpf import ip, own_netns
 

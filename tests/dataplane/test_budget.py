@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.costs import look_up_table, rows, size_table, sizes
-from portwright.node.switch import OBJECT
+from portwright.dataplane import OBJECT
 
 pytestmark = pytest.mark.netns
 

@@ -10,10 +10,9 @@ from contextlib import closing
 import msgspec
 import pytest
 
-from portwright.dataplane import policy_values
+from portwright.dataplane import OBJECT, policy_values
 from portwright.kernel.bpf import Collection, CollectionSpec, Map
 from portwright.node import generations
-from portwright.node.switch import OBJECT
 from portwright.policy.compile import compile_policies, recompile
 from portwright.policy.difference import Remains, diff
 from portwright.policy.manifests.read import read
@@ -74,7 +73,7 @@ def world(pods: dict[int, tuple[int, int]]) -> Snapshot:
 def tables(maps: dict[str, Map], number: int) -> dict[str, dict[bytes, bytes]]:
     """What stands in the tables of a generation."""
     found = {}
-    for name in ("pw_peers", "pw_nets", "pw_sets", "pw_cells"):
+    for name in ("pw_peers", "pw_bounds", "pw_sets", "pw_cells"):
         raw = maps[name].lookup(struct.pack("=I", number % SLOTS))
         assert raw is not None, name
         with closing(Map.from_id(struct.unpack("=I", raw)[0])) as inner:
@@ -87,7 +86,7 @@ def assert_in_force(maps: dict[str, Map], compiled: Compiled, left: Remains) -> 
     wanted = {name: dict(pairs) for name, pairs in generations.entries_of(compiled).items()}
     there = tables(maps, generations.in_force(maps))
     assert there["pw_peers"] == wanted["pw_peers"]
-    assert there["pw_nets"] == wanted["pw_nets"]
+    assert there["pw_bounds"] == wanted["pw_bounds"]
     assert {k: there["pw_sets"][k] for k in wanted["pw_sets"]} == wanted["pw_sets"]
     assert wanted["pw_cells"].items() <= there["pw_cells"].items()
     classes = {e.class_id for e in compiled.addresses.values()} | set(compiled.prefixes.values())

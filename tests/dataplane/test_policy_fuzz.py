@@ -23,9 +23,9 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+from portwright.dataplane import OBJECT
 from portwright.kernel import bpf
 from portwright.model.errors import InvalidInput
-from portwright.node.switch import OBJECT
 from portwright.policy.compile import compile_policies
 from portwright.policy.engine import Connection, Engine, Implicit
 from portwright.policy.rules import (

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from portwright.dataplane import values
+from portwright.dataplane import OBJECT, values
 from portwright.dataplane.abi import PwPolicyConst, PwReason, PwStep, PwTrace, PwTraceConst
 from portwright.kernel import bpf
 from portwright.node import generations
-from portwright.node.switch import OBJECT
 from portwright.policy.compile import compile_policies
 from portwright.policy.rules import ICMP, ICMP6, SCTP, TCP, UDP, EndpointKind, Flow, PolicySet, Snapshot
 from portwright.policy.tables import Compiled

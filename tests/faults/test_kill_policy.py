@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 #: Of a change that is made in place, as one workload alone is found otherwise; and of one that is not.
 IN_PLACE = ("compiled", "recorded", "amend-cells", "amend-peers", "installed")
-WHOLE = ("pw_peers", "pw_nets", "pw_sets", "pw_cells", "swept")
+WHOLE = ("pw_peers", "pw_bounds", "pw_sets", "pw_cells", "swept")
 #: (port 80, port 81) are open to the client under each.
 FIRST, SECOND, NONE = (True, False), (False, True), (True, True)
 

@@ -17,7 +17,7 @@
 
 /* Bumped when a map's layout or meaning changes: pins of another ABI are not reused. */
 enum pw_abi {
-	PW_ABI_VERSION = 4,
+	PW_ABI_VERSION = 5,
 };
 
 struct pw_addr { /* 16 bytes */
@@ -291,6 +291,7 @@ enum pw_policy_const {
 	PW_SET_STARTS = 256,
 	PW_SLOTS = 8,
 	PW_MAX_PEERS = 131072, /* addresses, and as many nets */
+	PW_BOUNDS_DEPTH = 6, /* 9^6 - 1 bounds: of each net two */
 	PW_MAX_CELLS = 1048576,
 };
 
@@ -302,7 +303,19 @@ struct pw_peer { /* 16 bytes */
 	__u32 owner; /* the endpoint's number; 0: of none that policy selects */
 };
 
-/* Inner map pw_nets (LPM): every other address, to its class. */
+/*
+ * Inner map pw_bounds: a node of a search tree of nine ways, children of node n
+ * being 9n + 1 to 9n + 9. Its bounds ascend, unused ones are ~0; classes are of
+ * what lies below the first, between each two, and from the last on, unless a
+ * child knows better.
+ */
+struct pw_bounds { /* 192 bytes */
+	__u64 high[8]; /* halves of addresses, in host order */
+	__u64 low[8];
+	__u32 classes[16]; /* nine, and room */
+};
+
+/* Of map pw_early (LPM). */
 struct pw_net_key { /* 20 bytes */
 	__u32 prefixlen; /* of 128: IPv4's plus 96 */
 	struct pw_addr addr;

@@ -10,7 +10,7 @@ from typing import NamedTuple
 class PwAbi(enum.IntEnum):
     """``enum pw_abi`` of abi.h, without the prefix."""
 
-    ABI_VERSION = 4
+    ABI_VERSION = 5
 
 
 class PwConnFlag(enum.IntEnum):
@@ -39,6 +39,7 @@ class PwPolicyConst(enum.IntEnum):
     SET_STARTS = 256
     SLOTS = 8
     MAX_PEERS = 131072
+    BOUNDS_DEPTH = 6
     MAX_CELLS = 1048576
 
 
@@ -170,6 +171,27 @@ class PwVerdict(enum.IntEnum):
     V_KEEP = 268435456
     V_LOG = 536870912
     V_DENY = 1073741824
+
+
+_pw_bounds = struct.Struct("=64s64s64s")
+assert _pw_bounds.size == 192  # noqa: S101 - the generator's own check
+
+
+class PwBounds(NamedTuple):
+    """``struct pw_bounds`` of abi.h."""
+
+    high: bytes
+    low: bytes
+    classes: bytes
+
+    def pack(self) -> bytes:
+        """Its 192 bytes, as C lays them out."""
+        return _pw_bounds.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PwBounds:
+        """The inverse of ``pack``; ``struct.error`` unless of 192 bytes."""
+        return cls._make(_pw_bounds.unpack(data))
 
 
 _pw_budget = struct.Struct("=QII")
@@ -657,6 +679,7 @@ class PwTraceStep(NamedTuple):
 
 #: Bytes of each struct, as the compiler laid it out.
 SIZES: dict[str, int] = {
+    "PwBounds": 192,
     "PwBudget": 16,
     "PwCellKey": 12,
     "PwConn": 40,

@@ -9,13 +9,10 @@
 
 #include "guard.h"
 
-/*
- * Back into the sandbox that sent it, past pw_to_port, or with a mark through
- * it. @port_flags: the port's.
- */
-PW_INLINE int pw_send_back(struct __sk_buff *skb, __u32 port_flags)
+/* Back into the sandbox that sent it, past pw_to_port, or with a mark through it. */
+PW_INLINE int pw_send_back(struct __sk_buff *skb, const struct pw_port *port)
 {
-	if (!(port_flags & PW_PF_TAP))
+	if (!(port->flags & PW_PF_TAP))
 		return bpf_redirect_peer(skb->ifindex, 0);
 	skb->mark = PW_RESET_MARK;
 	return bpf_redirect(skb->ifindex, 0);
@@ -26,14 +23,12 @@ PW_INLINE int pw_bounce(struct __sk_buff *skb, const struct pw_port *port)
 {
 	bpf_skb_store_bytes(skb, 0, port->mac, ETH_ALEN, 0);
 	bpf_skb_store_bytes(skb, ETH_ALEN, port->gateway_mac, ETH_ALEN, 0);
-	return pw_send_back(skb, port->flags);
+	return pw_send_back(skb, port);
 }
 
 /* Does the gateway answer for @addr? It has one in each family, and stands in for all of what was a bridge. */
-__noinline bool pw_answers_for(const struct pw_port *port, const struct pw_addr *addr)
+PW_INLINE bool pw_answers_for(const struct pw_port *port, const struct pw_addr *addr)
 {
-	if (!port || !addr)
-		return false;
 	return pw_addr_equal(addr, &port->gateway4) || pw_addr_equal(addr, &port->gateway6) ||
 	       ((port->flags & PW_PF_ONLINK) && !pw_owns(port, addr));
 }

@@ -30,10 +30,7 @@ __noinline int pw_step(__u32 step, __u32 a, __u32 b)
 	n = trace->used;
 	if (n >= PW_TRACE_STEPS)
 		return 0;
-	n &= PW_TRACE_STEPS - 1;
-	trace->steps[n].step = step;
-	trace->steps[n].a = a;
-	trace->steps[n].b = b;
+	trace->steps[n & (PW_TRACE_STEPS - 1)] = (struct pw_trace_step){ step, a, b };
 	trace->used = n + 1;
 	return 0;
 }

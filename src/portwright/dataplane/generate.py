@@ -5,8 +5,8 @@
 Every ``struct pw_*`` whose size abi.h asserts becomes a ``NamedTuple`` with ``pack``, ``unpack``
 and ``SIZE``; every ``enum pw_*`` an ``IntEnum``. Rules: ``pw_addr``, byte arrays, arrays of structs
 and fields in network order (``be_``) become ``bytes``; other integers ``int``; a nested struct is
-flattened (``from_total_packets``; one without a name leaves no trace); ``pad`` fields vanish. ``bpftool`` reads
-the BTF.
+flattened (``from_total_packets``; one without a name leaves no trace); ``pad`` fields vanish.
+``bpftool`` reads the BTF.
 """
 
 from __future__ import annotations

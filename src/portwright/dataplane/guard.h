@@ -7,8 +7,6 @@
 #ifndef PW_GUARD_H
 #define PW_GUARD_H
 
-#include <linux/if_packet.h>
-
 #include "count.h"
 
 /* <linux/if_arp.h> would pull in libc's headers. RFC 826, IANA arp-parameters. */
@@ -49,14 +47,16 @@ struct pw_nd {
  * no look-up), or that of another port of the same sandbox on the same network:
  * a host with two legs answers on the one that its routes choose.
  */
-PW_INLINE bool pw_owns(const struct pw_port *port, const struct pw_addr *addr)
+__noinline bool pw_owns(const struct pw_port *port, const struct pw_addr *addr)
 {
 	const struct pw_target *target;
 	struct pw_addr key;
 
 	/* A port of one family has zero in the other's place: :: is not its own for that. */
+	if (!port || !addr || pw_addr_zero(addr))
+		return false;
 	if (pw_addr_equal(addr, &port->addr4) || pw_addr_equal(addr, &port->addr6))
-		return !pw_addr_zero(addr);
+		return true;
 	key = *addr; /* before 6.5 a key may not be a global function's argument */
 	target = bpf_map_lookup_elem(&pw_addrs, &key);
 	return target && target->sandbox == port->sandbox && target->net_id == port->net_id;
@@ -251,9 +251,6 @@ PW_INLINE int pw_guard_l2(struct __sk_buff *skb, const struct pw_port *port, str
 		pkt->flags |= PW_P_GROUP_MAC;
 	else if (!pw_mac_equal(mac, port->gateway_mac) && !(port->flags & PW_PF_ONLINK))
 		return PW_R_DST_MAC;
-	else if (port->flags & PW_PF_ONLINK)
-		bpf_skb_change_type(
-			skb, PACKET_HOST); /* a neighbour's; what it is for is ours to find */
 	return 0;
 }
 

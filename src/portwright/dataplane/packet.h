@@ -85,12 +85,9 @@ PW_INLINE bool pw_addr_zero(const struct pw_addr *a)
 
 PW_INLINE bool pw_mac_equal(const __u8 *a, const __u8 *b)
 {
-	__u32 diff = 0;
+	const __u16 *x = (const void *)a, *y = (const void *)b; /* at even places, all of them */
 
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		diff |= a[i] ^ b[i];
-	return !diff;
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]));
 }
 
 /* What a sum of 16-bit words is as a checksum: 0 of a header whose own is right (RFC 1071). */

@@ -65,8 +65,7 @@ PW_INLINE bool pw_is_nd(const struct pw_packet *pkt)
 
 PW_SLOTTED(pw_peers, HASH, PW_MAX_PEERS, BPF_F_NO_PREALLOC, sizeof(struct pw_addr),
 	   sizeof(struct pw_peer));
-PW_SLOTTED(pw_nets, LPM_TRIE, PW_MAX_PEERS, BPF_F_NO_PREALLOC, sizeof(struct pw_net_key),
-	   sizeof(__u32));
+PW_SLOTTED(pw_bounds, ARRAY, 1, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct pw_bounds));
 PW_SLOTTED(pw_sets, ARRAY, 1, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct pw_set));
 PW_SLOTTED(pw_cells, HASH, PW_MAX_CELLS, BPF_F_NO_PREALLOC, sizeof(struct pw_cell_key),
 	   sizeof(__u32));
@@ -98,27 +97,46 @@ PW_INLINE __u32 pw_service(const struct pw_packet *pkt, __u16 be_port, __u16 icm
 	return kind << 16 | bpf_ntohs(be_port);
 }
 
-/* False: this generation is not there. An address of nobody has a class and no sets. */
+/* Does @a - @b - @lent borrow: is it below? Without a branch: the verifier has one way to look at. */
+PW_INLINE __u64 pw_borrows(__u64 a, __u64 b, __u64 lent)
+{
+	return ((~a & b) | (~(a ^ b) & (a - b - lent))) >> 63;
+}
+
+/*
+ * False: this generation is not there. An address of nobody has a class, that
+ * of the last bound which is not above it, and no sets.
+ */
 __noinline int pw_find_peer(__u32 slot, const struct pw_addr *addr, struct pw_peer *out)
 {
-	struct pw_net_key net = { .prefixlen = 128 };
-	struct pw_peer *peer;
-	__u32 *class_id;
 	void *inner = bpf_map_lookup_elem(&pw_peers, &slot);
+	struct pw_bounds *node, *last = NULL;
+	struct pw_peer *peer;
+	struct pw_addr key;
+	__u64 high, low, past = 0;
+	__u32 place = 0;
 
 	if (!inner || !addr || !out)
 		return false;
-	net.addr = *addr;
-	peer = bpf_map_lookup_elem(inner, &net.addr);
-	if (peer) {
-		*out = *peer;
-		return true;
-	}
-	inner = bpf_map_lookup_elem(&pw_nets, &slot);
+	key = *addr;
+	peer = bpf_map_lookup_elem(inner, &key);
+	inner = bpf_map_lookup_elem(&pw_bounds, &slot);
 	if (!inner)
 		return false;
-	class_id = bpf_map_lookup_elem(inner, &net);
-	*out = (struct pw_peer){ .class_id = class_id ? *class_id : 0 };
+	*out = peer ? *peer : (struct pw_peer){};
+	high = (__u64)bpf_ntohl(key.be[0]) << 32 | bpf_ntohl(key.be[1]);
+	low = (__u64)bpf_ntohl(key.be[2]) << 32 | bpf_ntohl(key.be[3]);
+	for (int depth = peer ? PW_BOUNDS_DEPTH : 0;
+	     depth < PW_BOUNDS_DEPTH && (node = bpf_map_lookup_elem(inner, &place)); depth++) {
+		last = node;
+		past = 8;
+#pragma clang loop unroll(disable)
+		for (int i = 0; i < 8; i++)
+			past -= pw_borrows(high, node->high[i], pw_borrows(low, node->low[i], 0));
+		place = place * 9 + 1 + past;
+	}
+	if (last)
+		out->class_id = last->classes[past & 15];
 	return true;
 }
 
@@ -422,11 +440,10 @@ seen:
 
 /*
  * Tells the sender of a TCP packet that its connection has ended: turns the
- * packet into the RST of its other end. @outside: the sender is none of this
- * port's sandbox. @port_flags: the port's.
+ * packet into the RST of its other end. @port: whose sandbox the sender is;
+ * NULL: it is outside.
  */
-__noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, __u32 outside,
-			__u32 port_flags)
+__noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, const struct pw_port *port)
 {
 	struct pw_pseudo pseudo = {};
 	__u32 off, check_off;
@@ -484,8 +501,8 @@ __noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, __u32 outs
 			    ? ~pw_fold(sum)
 			    : pw_fold(bpf_csum_diff(NULL, 0, (__be32 *)&rst, sizeof(rst), sum));
 	bpf_skb_store_bytes(skb, off, &rst, sizeof(rst), BPF_F_INVALIDATE_HASH);
-	if (!outside)
-		return pw_send_back(skb, port_flags);
+	if (port)
+		return pw_send_back(skb, port);
 	skb->mark = PW_RESET_MARK;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
@@ -499,11 +516,11 @@ __noinline int pw_unmark(struct __sk_buff *skb)
 
 /* The end of a packet that policy refuses: counted, and where the rule says so its sender is told. */
 PW_INLINE int pw_refuse(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id, __u32 dir,
-			__u32 verdict, bool outside, __u32 port_flags)
+			__u32 verdict, const struct pw_port *sender)
 {
 	pw_drop(skb, pkt, port_id, dir << 8 | (verdict & 0xff),
 		verdict >> PW_RULE_SHIFT & PW_V_RULE);
-	return verdict & PW_RESETS ? pw_reset(skb, pkt, outside, port_flags) : TC_ACT_SHOT;
+	return verdict & PW_RESETS ? pw_reset(skb, pkt, sender) : TC_ACT_SHOT;
 }
 
 #endif

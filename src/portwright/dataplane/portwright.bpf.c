@@ -14,6 +14,7 @@
  * fragments, options, flows that the host translates - it leaves to the stack.
  */
 #include <linux/bpf.h>
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -188,12 +189,10 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 	if (target && (verdict & PW_BY_RECEIVER)) {
 		/* The sender's part was carried; the receiver's port refused it. */
 		pw_count_from(skb, port->port_id, skb->len, false);
-		return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, false,
-				 port->flags);
+		return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, port);
 	}
 	if (verdict)
-		return pw_refuse(skb, pkt, port->port_id, PW_FROM_PORT, verdict, false,
-				 port->flags);
+		return pw_refuse(skb, pkt, port->port_id, PW_FROM_PORT, verdict, port);
 	if (!target)
 		return PW_NEXT;
 	if (target->flags & PW_PF_DOWN) {
@@ -271,6 +270,9 @@ int pw_from_port(struct __sk_buff *skb)
 		verdict = PW_NEXT;
 	else
 		verdict = pw_deliver(skb, port, &pkt);
+	/* To a neighbour's MAC, as it believes: whose it is, is ours to find. */
+	if (verdict == PW_NEXT && (port->flags & PW_PF_ONLINK) && !(pkt.flags & PW_P_GROUP_MAC))
+		bpf_skb_change_type(skb, PACKET_HOST);
 	if (verdict == PW_NEXT)
 		pw_count_from(skb, port->port_id, octets, true);
 	else if (verdict == TC_ACT_REDIRECT)
@@ -333,7 +335,7 @@ int pw_to_port(struct __sk_buff *skb)
 		__u32 verdict = pw_judge(skb, &pkt, from ? from : port, sides);
 
 		if (verdict)
-			return pw_refuse(skb, &pkt, port->port_id, PW_TO_PORT, verdict, true, 0);
+			return pw_refuse(skb, &pkt, port->port_id, PW_TO_PORT, verdict, NULL);
 	}
 	if (is_ip && pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_MTU);

@@ -22,14 +22,13 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from portwright.dataplane import policy_values, values
+from portwright.dataplane import OBJECT, bounds, policy_values, values
 from portwright.dataplane.abi import PwPolicyConst
 from portwright.kernel.bpf import CollectionSpec, Map
 from portwright.kernel.bpf.enums import MapType
 from portwright.kernel.bpf.spec import MapSpec
 from portwright.model.errors import InternalError
 from portwright.node.faults import Faults
-from portwright.node.switch import OBJECT
 from portwright.policy.difference import CellKey, Difference
 from portwright.policy.rules import OnChange
 from portwright.policy.tables import AddressEntry, Compiled, RuleInfo, SetTable, SplitTable, Verdict
@@ -39,7 +38,7 @@ _U32 = struct.Struct("=I")
 #: Keys of pw_generation: the number in force, and the last one that was given out.
 _IN_FORCE, _LAST = _U32.pack(0), _U32.pack(1)
 #: The tables of a generation, in the order in which they are entered.
-_TABLES = ("pw_peers", "pw_nets", "pw_sets", "pw_cells")
+_TABLES = ("pw_peers", "pw_bounds", "pw_sets", "pw_cells")
 #: Sets that an array has room for at least; and for half as many again as there are.
 _SPARE_SETS = 32
 
@@ -62,16 +61,18 @@ def entries_of(compiled: Compiled) -> Entries:
     """The exact entries of the four tables."""
     return {
         "pw_peers": [_peer(address, entry) for address, entry in compiled.addresses.items()],
-        "pw_nets": [
-            (policy_values.net_key(cidr), policy_values.number_value(class_id))
-            for cidr, class_id in compiled.prefixes.items()
-        ],
+        "pw_bounds": numbered(bounds.nodes(compiled.prefixes)),
         "pw_sets": [
             *(_set(number, table, compiled.rules) for number, table in compiled.sets.items()),
             *(_split(number, table) for number, table in compiled.splits.items()),
         ],
-        "pw_cells": [_cell(key, verdict, compiled.rules) for key, verdict in compiled.cells()],
+        "pw_cells": list(_cells(compiled)),
     }
+
+
+def numbered(nodes: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+    """The entries of pw_bounds."""
+    return [(_U32.pack(number), node) for number, node in enumerate(nodes)]
 
 
 def _peer(address: str, entry: AddressEntry) -> tuple[bytes, bytes]:
@@ -94,6 +95,21 @@ def _split(number: int, table: SplitTable) -> tuple[bytes, bytes]:
     return _U32.pack(number), policy_values.split_value(starts=table.starts, sets=table.sets)
 
 
+def _cells(compiled: Compiled) -> Iterator[tuple[bytes, bytes]]:
+    """Of all that a compilation makes these are the most by far, and most classes share their columns."""
+    words: dict[int, list[tuple[int, bytes]]] = {}
+    for set_id, table in compiled.sets.items():
+        for class_id, column in table.columns.items():
+            packed = words.get(id(column))
+            if packed is None:
+                packed = words[id(column)] = [
+                    (port_class, policy_values.number_value(_word(verdict, compiled.rules)))
+                    for port_class, verdict in column
+                ]
+            for port_class, word in packed:
+                yield policy_values.cell_key(set_id, class_id, port_class), word
+
+
 def _cell(key: CellKey, verdict: Verdict, rules: Rules) -> tuple[bytes, bytes]:
     return policy_values.cell_key(*key), policy_values.number_value(_word(verdict, rules))
 
@@ -113,6 +129,17 @@ def in_force(maps: Mapping[str, Map]) -> int:
     """The generation that packets are judged by; 0: none, everything passes the policy."""
     raw = maps["pw_generation"].lookup(_IN_FORCE)
     return 0 if raw is None else int(_U32.unpack(raw)[0])
+
+
+def slot_of(number: int) -> bytes:
+    """The slot of a generation's tables, as the outer maps' key."""
+    return _U32.pack(number % _SLOTS)
+
+
+def enter_bounds(maps: Mapping[str, Map], slot: bytes, nodes: Iterable[bytes]) -> None:
+    """Gives a slot its nets."""
+    with _inner(_template("pw_bounds"), numbered(nodes)) as inner:
+        maps["pw_bounds"].update(slot, _U32.pack(inner.fd))
 
 
 def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAULTS) -> int:
@@ -211,13 +238,13 @@ def _next(maps: Mapping[str, Map], now: int, *, same_slot: bool = False) -> int:
 def _wait_for_packets(maps: Mapping[str, Map], slot: int) -> None:
     """Returns when every packet that is on its way now is through."""
     key = _U32.pack(slot % _SLOTS)
-    known = maps["pw_nets"].lookup(key)
+    known = maps["pw_bounds"].lookup(key)
     if known is None:
-        with _inner(_template("pw_nets"), ()) as inner:
-            maps["pw_nets"].update(key, _U32.pack(inner.fd))
+        with _inner(_template("pw_bounds"), ()) as inner:
+            maps["pw_bounds"].update(key, _U32.pack(inner.fd))
         return
     with contextlib.closing(Map.from_id(int(_U32.unpack(known)[0]))) as same:
-        maps["pw_nets"].update(key, _U32.pack(same.fd))
+        maps["pw_bounds"].update(key, _U32.pack(same.fd))
 
 
 def _sweep(outer: Map, kept: set[int]) -> None:
@@ -241,7 +268,9 @@ def _inner(spec: MapSpec, filling: Iterable[tuple[bytes, bytes]]) -> Iterator[Ma
     pairs = list(filling)
     if spec.type is MapType.ARRAY:
         needed = 1 + max((int(_U32.unpack(key)[0]) for key, _ in pairs), default=0)
-        spec = dataclasses.replace(spec, max_entries=needed + max(needed // 2, _SPARE_SETS))
+        # A node that is not there has no bounds; one that is and empty would have wrong ones.
+        spare = max(needed // 2, _SPARE_SETS) if spec.name == _template("pw_sets").name else 0
+        spec = dataclasses.replace(spec, max_entries=needed + spare)
     with contextlib.closing(Map.create(spec)) as made:
         made.update_batch(pairs)
         yield made

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from portwright.dataplane import values
+from portwright.dataplane import OBJECT, values
 from portwright.dataplane.abi import SIZES, PwAbi, PwState, PwStateFlag
 from portwright.kernel import clsact, netns, rtnl
 from portwright.kernel.bpf import (
@@ -41,13 +41,13 @@ from portwright.kernel.nft import Nft
 from portwright.kernel.reaper import LinkReaper
 from portwright.model.errors import Conflict, InternalError, InvalidInput, KernelFailed
 from portwright.model.port import NetnsRef
-from portwright.node import taps
+from portwright.node import older, taps
 from portwright.node.faults import Faults
 
-OBJECT = Path(__file__).parent.parent / "dataplane" / "portwright.bpf.o"
 PROGRAMS = {"ingress": "pw_from_port", "egress": "pw_to_port"}
-#: ABIs of which all that stands in the maps means the same to these programs; not so the other way round.
-_OLDER_ABIS = (3,)
+#: ABIs of which what stands in the maps means the same to these programs, or is carried over (node/older.py);
+#: not so the other way round.
+_OLDER_ABIS = (3, 4)
 DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
 
 
@@ -167,7 +167,9 @@ class Switch:
     def _take_over(self, current: Path) -> None:
         """Puts the current programs in force; the older ones' pins go last, so that a crash is noticed."""
         self._set_state()
+        older.carry(self.maps)
         self._replace_programs()
+        older.forget(self.pins)
         for old_object in self._others(current):
             _remove_pins(old_object)
 
