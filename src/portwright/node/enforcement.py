@@ -7,17 +7,21 @@ the old tables or by the new, and nothing is known, so that the next change inst
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from portwright.kernel.bpf import Map
 from portwright.node import generations
 from portwright.node.faults import Faults
 from portwright.policy.compile import compile_policies, recompile
-from portwright.policy.difference import CellKey, Remains, diff
+from portwright.policy.difference import CellKey, Remains, diff, is_atomic
 from portwright.policy.rules import PolicySet, Snapshot
 from portwright.policy.tables import Compiled
+
+#: Changes of the whole between two collections: the last of them takes longer, by a tenth of a second.
+_COLLECTED = 16
 
 
 class DataPath(Protocol):
@@ -40,6 +44,7 @@ class Enforcement:
         self._installed: dict[int, int] = {}
         #: What changes of the present generation left behind in its tables.
         self._remains = Remains()
+        self._wholes = 0  # how often all of it has changed
 
     def compile(self, policies: PolicySet, snapshot: Snapshot) -> Compiled:
         """Numbered as before where it means the same, so that events of the moment keep their rules.
@@ -50,13 +55,27 @@ class Enforcement:
             return compile_policies(policies, snapshot)
         return recompile(self.compiled, policies, snapshot)
 
-    def thaw(self) -> None:
-        """Before all of it changes: the collector looks again through what the last changes made."""
-        gc.unfreeze()
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """While all of it changes: the collector would look through a hundred thousand objects that stay.
+
+        It does after every so many times, as little of what goes is a cycle.
+        """
+        gc.disable()
+        try:
+            yield
+            self._wholes += 1
+            if not self._wholes % _COLLECTED:
+                gc.unfreeze()
+                gc.collect()
+                gc.freeze()
+        finally:
+            gc.enable()
 
     def put(self, compiled: Compiled) -> None:
         """In force in every data path when it returns. Raises KernelFailed."""
-        change = diff(self.compiled, compiled) if self.compiled is not None else None
+        before = self.compiled
+        change = diff(before, compiled) if before is not None and is_atomic(before, compiled) else None
         installed, self._installed = self._installed, {}  # of a failure half way nothing is known
         remains: tuple[CellKey, ...] | None = None
         if change is not None and self._remains.hinder(change):
@@ -66,7 +85,7 @@ class Enforcement:
         for cookie, switch in list(self._switches.items()):
             number: int | None = None
             known = installed.get(cookie, 0)
-            if change is not None and change.atomic and known and known == generations.in_force(switch.maps):
+            if change is not None and known and known == generations.in_force(switch.maps):
                 number = generations.amend(
                     switch.maps, change, compiled.rules, remains=remains, faults=self._faults
                 )
@@ -74,7 +93,7 @@ class Enforcement:
                 entries = entries or generations.entries_of(compiled)
                 number = generations.install(switch.maps, entries, self._faults)
             done[cookie] = number
-        if change is None or not change.atomic:
+        if change is None:
             self._remains = Remains()
         else:
             self._remains.add(change)

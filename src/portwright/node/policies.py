@@ -171,8 +171,10 @@ class Policies:
         return str(explain(with_isolation(self._manifests.policy_set, snapshot), snapshot, flow))
 
     def _change(self, wanted: dict[str, str], watched: Collection[str], *, dry_run: bool = False) -> Applied:
-        if not dry_run:
-            self._enforcement.thaw()
+        with self._enforcement.undisturbed():
+            return self._changed(wanted, watched, dry_run=dry_run)
+
+    def _changed(self, wanted: dict[str, str], watched: Collection[str], *, dry_run: bool) -> Applied:
         manifests = read(sorted(wanted.items()), shelf=self._shelf)
         _refuse_what_is_not_enforced(manifests)
         snapshot = self._snapshot(manifests)

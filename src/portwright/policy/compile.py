@@ -101,9 +101,9 @@ class _Compilation:
         self.in_use = [(policy, d) for d in Direction for policy in self.selection.policies(d)]
         # Of all that could select somebody: what can't be done is refused now, not when a workload comes.
         enforced = [policy for policy in policies.policies if is_enforced(policy)]
-        if not self.memory.traits:
-            self.memory.traits = {(id(p), d): traits_of(p, d) for p in enforced for d in Direction}
         self.traits = self.memory.traits
+        for asked in ((p, d) for p in enforced for d in Direction if (id(p), d) not in self.traits):
+            self.traits[id(asked[0]), asked[1]] = traits_of(*asked)
         self.places = Places(snapshot, labels, (p for policy, d in self.in_use for p in peers_of(policy, d)))
         self.names = RuleNames(self.memory.rules)
         self.resolver = Resolver(self.places, self.names.of_rule, self.memory.terms.of)

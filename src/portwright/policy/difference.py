@@ -9,6 +9,7 @@ it has in neither generation.
 from __future__ import annotations
 
 import ipaddress
+from typing import TypeVar
 
 import msgspec
 
@@ -16,6 +17,8 @@ from portwright.policy.tables import AddressEntry, Column, Compiled, SetTable, S
 
 #: (set, class, port class)
 CellKey = tuple[int, int, int]
+#: What a net or an address is found as.
+_Found = TypeVar("_Found")
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,10 +93,8 @@ def diff(old: Compiled, new: Compiled) -> Difference:
     for number in old.sets.keys() - new.sets.keys():
         for class_id, column in old.sets[number].columns.items():
             delete_cells += [key for key, _ in _cells(number, class_id, column)]
-    put_prefixes = {net: c for net, c in new.prefixes.items() if old.prefixes.get(net) != c}
-    put_addresses = {a: entry for a, entry in new.addresses.items() if old.addresses.get(a) != entry}
-    delete_prefixes = old.prefixes.keys() - new.prefixes.keys()
-    delete_addresses = old.addresses.keys() - new.addresses.keys()
+    put_prefixes, delete_prefixes = _changed(old.prefixes, new.prefixes)
+    put_addresses, delete_addresses = _changed(old.addresses, new.addresses)
     return Difference(
         put_sets=_new_sets(old, new),
         put_cells=put_cells,
@@ -104,8 +105,13 @@ def diff(old: Compiled, new: Compiled) -> Difference:
         delete_cells=tuple(delete_cells),
         delete_sets=tuple(sorted((old.sets | old.splits).keys() - (new.sets | new.splits).keys())),
         gone_classes=_gone_classes(old, new, {*put_addresses, *delete_addresses}),
-        atomic=_is_atomic(old, new, {*put_addresses, *delete_addresses}, {*put_prefixes, *delete_prefixes}),
+        atomic=is_atomic(old, new),
     )
+
+
+def _changed(old: dict[str, _Found], new: dict[str, _Found]) -> tuple[dict[str, _Found], set[str]]:
+    """What is found otherwise, and what is not found any more."""
+    return {at: found for at, found in new.items() if old.get(at) != found}, old.keys() - new.keys()
 
 
 def _new_sets(old: Compiled, new: Compiled) -> dict[int, SetTable | SplitTable]:
@@ -130,13 +136,15 @@ def _length(net: str) -> int:
     return ipaddress.ip_network(net).prefixlen
 
 
-def _is_atomic(old: Compiled, new: Compiled, addresses: set[str], prefixes: set[str]) -> bool:
-    """A packet is found as a source and as a destination: of these two at most one may change.
+def is_atomic(old: Compiled, new: Compiled) -> bool:
+    """Whether their difference is: much sooner told than the difference itself.
 
-    Those of one workload are one, since its traffic to itself is no policy's.
+    A packet is found as a source and as a destination: of these two at most one may change. Those of one
+    workload are one, since its traffic to itself is no policy's.
     """
-    if prefixes:
+    if old.prefixes != new.prefixes:
         return False
+    addresses = set[str]().union(*_changed(old.addresses, new.addresses))
     if len(addresses) < 2:
         return True
     owners = {

@@ -51,9 +51,14 @@ class Memory:
             1, old.sets if old else None, dense=True, keep=keep_sets
         )
         self.built: dict[SetKey, Built] = {}
-        #: The policies, what they ask, and what they are to the addresses that they select, by identity.
+        #: The policies, what they ask, and what they are to the addresses that they select, by identity: a
+        #: policy that is still there has kept its own.
         self.policies = policies
-        same = old if old is not None and old.policies is policies else None
-        self.traits: TraitsOf = same.traits if same else {}
-        self.resolutions_before: dict[Asker, Resolution] = same.resolutions if same else {}
+        self.traits: TraitsOf = {}
+        self.resolutions_before: dict[Asker, Resolution] = {}
         self.resolutions: dict[Asker, Resolution] = {}
+        if old is not None:
+            there = {id(policy) for policy in old.policies.policies}
+            kept = there.intersection(map(id, policies.policies))
+            self.traits = {asker: found for asker, found in old.traits.items() if asker[0] in kept}
+            self.resolutions_before = {a: found for a, found in old.resolutions.items() if a[0] in kept}

@@ -8,7 +8,6 @@ verdicts. Default per port class is what most classes get, so that only the othe
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -84,7 +83,7 @@ class RuleList:
                 self.terms.setdefault(term, []).append((place, mask, False))
             for term, mask in step.exceptions:
                 self.terms.setdefault(term, []).append((place, mask, True))
-        self.base = self.decide(())
+        self.base = self._decided([Verdict(True, ALL_PASSED)] * self.count, self._all, {}, {})
 
     def _add(self, tier: TierRules, services: dict[Ranges, int]) -> None:
         done = 0  # port classes that an earlier rule of the tier decides for everybody
@@ -119,12 +118,19 @@ class RuleList:
         """The verdict of each port class for a peer that these hits are all of."""
         extra: dict[int, int] = {}
         minus: dict[int, int] = {}
+        touched = 0
         for place, mask, exception in hits:
             side = minus if exception else extra
             side[place] = side.get(place, 0) | mask
+            touched |= mask
+        return self._decided(list(self.base), touched, extra, minus)
+
+    def _decided(
+        self, out: list[Verdict], open_: int, extra: dict[int, int], minus: dict[int, int]
+    ) -> tuple[Verdict, ...]:
+        """``out`` with the verdicts of port classes ``open_``; by step, which more and which fewer it is of."""
         places = sorted({*self._anybody, *extra}) if extra else self._anybody
-        out: list[Verdict] = [Verdict(True, ALL_PASSED)] * self.count
-        open_, logged, at = self._all, 0, 0
+        logged, at = 0, 0
         for end, default, deny in self._ends:
             alive, passed = open_, 0
             while at < len(places) and places[at] < end:
@@ -195,9 +201,10 @@ class RuleList:
             return self.base
         out = []
         for port_class, base in enumerate(self.base):
-            votes = Counter({base: others})
+            votes = {base: others}
             for verdicts, members in decided:
-                votes[verdicts[port_class]] += len(members)
+                verdict = verdicts[port_class]
+                votes[verdict] = votes.get(verdict, 0) + len(members)
             best = max(votes.values())
             out.append(base if votes[base] == best else next(v for v, n in votes.items() if n == best))
         return tuple(out)
