@@ -19,6 +19,8 @@ BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -fms-extensions -Wno-microsoft-anon-ta
 SHIM := src/portwright/cni/shim/portwright-cni
 # Static, so that it starts in a sandbox's or an installer's root with no libc, and in half the time.
 SHIM_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Werror -static
+# In a guest's initramfs, which has no libc either. No debugging information: each guest would load it.
+PWROUTE := src/portwright/vmm/guest/pwroute
 
 C_FILES = $(shell find src tests bench -name '*.[ch]' -not -name '*.skel.h' 2>/dev/null)
 # mypy takes a folder without Python in it for a mistake.
@@ -32,7 +34,7 @@ help: ## list the targets
 setup: ## packages, .venv, BPF objects, CNI shim; quick when there is nothing to do
 	@packaging/setup.sh
 
-build: $(BPF_OBJECTS) $(SHIM) ## BPF objects and the CNI shim
+build: $(BPF_OBJECTS) $(SHIM) $(PWROUTE) ## BPF objects, the CNI shim, what sets up guests
 
 $(DATAPLANE)/%.bpf.o: $(DATAPLANE)/%.bpf.c $(BPF_HEADERS) Makefile
 	clang $(BPF_CFLAGS) -c $< -o $@
@@ -47,6 +49,9 @@ $(DATAPLANE)/abi.bpf.o: $(DATAPLANE)/abi.h Makefile
 
 $(SHIM): $(SHIM).c Makefile
 	gcc $(SHIM_CFLAGS) $< -o $@
+
+$(PWROUTE): $(PWROUTE).c Makefile
+	gcc $(SHIM_CFLAGS) -s $< -o $@
 
 demo: setup ## the first few minutes, on this machine, cleaned up at the end
 	@demo/demo.sh
@@ -77,5 +82,5 @@ prove: setup ## PART=port, policy or microvm: one PASS or FAIL line for each cla
 
 clean: ## everything that was made here, but not .venv
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f $(BPF_OBJECTS) $(SHIM)
+	rm -f $(BPF_OBJECTS) $(SHIM) $(PWROUTE)
 	find src tests bench lab demo prove -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,9 +1,9 @@
 """The figures of docs/performance.md: ``python -m bench [PART ...]`` (``make bench``).
 
 Contenders run side by side in one run, in turn, round by round (bench/figures.py says why). Parts: stream,
-latency, verbs, scale, policy, microvm. With ``--doc``, a whole run rewrites docs/performance.md; ``--json
-FILE`` keeps every sample. The exit status is 0 if everything could be measured, whatever the figures say; the
-goals say that.
+latency, verbs, scale, policy, microvm, guests. With ``--doc``, a whole run rewrites docs/performance.md;
+``--json FILE`` keeps every sample. The exit status is 0 if everything could be measured, whatever the figures
+say; the goals say that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import costs, microvm, policy, report
+from bench import costs, guests, microvm, policy, report
 from bench.figures import Part
 from bench.scale import scale
 from bench.traffic import latency, stream
@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[Callable[[], Part], Callable[[], Part]]] = {
     "scale": (lambda: scale(10, 1000, 25, 3), lambda: scale(1, 4, 1, 1)),
     "policy": (policy.policy, policy.quick),
     "microvm": (lambda: microvm.microvm(11, 300, 30), microvm.quick),
+    "guests": (lambda: guests.guests(7, 2), guests.quick),
 }
 #: real-time priority of the whole benchmark: above all ordinary processes, below the kernel's threads
 _PRIORITY = 10

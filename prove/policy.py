@@ -38,7 +38,8 @@ def truth(runner: Runner) -> Iterator[Line]:
     claim = "each distinct state by real packets, an allowed and a denied pair where it has both"
     yield Line(report.ok and min(figures) >= _STATES, claim, str(report))
     claim = "policy matrix --live sends every cell, and leaves nothing"
-    yield shown(runner, "truth-live", claim, "tests/netns/test_policy_matrix_live.py")
+    live = ("tests/netns/test_policy_matrix_live.py", "tests/netns/test_policy_matrix_live_hosts.py")
+    yield shown(runner, "truth-live", claim, *live)
 
 
 def mutants(runner: Runner) -> Iterator[Line]:

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from portwright.api import methods as m
+from portwright.api import migrate as mm
 from portwright.api import policy as pm
 from portwright.api.registry import Registry
 from portwright.api.request import Request
 from portwright.api.server import Server
 from portwright.model.errors import Conflict, NotFound
 from portwright.model.network import AddressRange, Network
-from portwright.model.port import NetnsRef, Owner, Port, PortAddress, PortState
+from portwright.model.port import Adopted, NetnsRef, Owner, Port, PortAddress, PortState
 
 T = TypeVar("T")
 PORT_ID = "0123456789abcdef"
@@ -227,6 +228,18 @@ class FakeDaemon:
     async def port_plug(self, params: m.PortPlugParams, request: Request) -> Port:
         self._note(params, request)
         return make_port()
+
+    async def port_migrate(self, params: mm.PortMigrateParams, request: Request) -> mm.Migrated:
+        self._note(params)
+        adopted = Adopted(link="veth12", bridge="docker0", bridge_mac="02:42:00:00:00:01")
+        plan = (m.Step(op="LeaveBridge", command="ip link set pw01234567 nomaster"),)
+        moved = mm.Moved(
+            bridge="docker0",
+            ports=(make_port(model="adopt", adopted=adopted),),
+            removed=params.remove_bridge,
+            plan=plan if params.dry_run else (),
+        )
+        return mm.Migrated(bridges=(moved,))
 
     async def port_unplug(self, params: m.PortUnplugParams, request: Request) -> Port:
         self._note(params)

@@ -236,6 +236,9 @@ def _maps(folder: Path, ports: list[Port], attached: list[Port]) -> Iterator[str
     yield from _differences("entry of pw_ports", indexes, entries("pw_ports"))
     targets = {(values.address(a.address).hex(), p.port_id) for p in attached for a in p.addresses}
     yield from _differences("entry of pw_addrs", targets, entries("pw_addrs"))
+    if (folder / "pw_clones").exists():  # from the first clone on
+        numbers = {(p.clone.to_bytes(4, sys.byteorder).hex(), p.port_id) for p in attached if p.clone}
+        yield from _differences("entry of pw_clones", numbers, entries("pw_clones"))
     known = {p.port_id for p in ports}
     counted, limited = holders("pw_counters"), holders("pw_limits")
     yield from (f"counters of {one}, which is no port" for one in counted - known)

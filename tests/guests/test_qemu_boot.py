@@ -21,7 +21,9 @@ from portwright.kernel import tap
 from portwright.model.errors import Conflict
 from portwright.model.network import Route
 from portwright.model.port import NetnsRef, Owner, Port, PortAddress, PortState
+from portwright.vmm.cards import open_card
 from portwright.vmm.cmdline import network_words
+from portwright.vmm.contract import CardFailed
 from portwright.vmm.initramfs import BUSYBOX
 from portwright.vmm.qemu import Console, End, Guest, GuestFailed
 from portwright.vmm.spec import GuestSpec, Nic
@@ -304,3 +306,35 @@ def _is_free(box: TestNetns) -> bool:
         os.close(tap.open_queue(box.fd, TAP))
         return True
     return False
+
+
+@pytest.mark.parametrize(("number", "mac"), [(0, "02:00:00:00:00:06"), (5, "02:00:00:00:00:0x")])
+def test_refused_card_leaves_nothing(
+    spec: GuestSpec, box: TestNetns, console: Path, number: int, mac: str
+) -> None:
+    """A card that QEMU refuses, for its root port or for what it is, leaves neither a descriptor nor a name
+    in QEMU: the same tap is plugged right afterwards, and unplugged."""
+    tap.create(box.fd, "tap1", multi_queue=True)
+    nic = Nic(tap="tap1", mac="02:00:00:00:00:07", mtu=MTU, queues=2)
+
+    async def check() -> None:
+        async with running(spec, box, console) as guest:
+            before = sorted(where_and_what(guest.pid)[1])
+            with open_card(nic, box.fd) as card, pytest.raises(CardFailed, match="QEMU did not take it"):
+                await guest.cards.plug(number, replace(nic, mac=mac), card, "eth1")
+            assert sorted(where_and_what(guest.pid)[1]) == before
+            with open_card(nic, box.fd) as card:
+                await guest.cards.plug(5, nic, card, "eth1")
+            assert where_and_what(guest.pid)[1].count("/dev/net/tun") == 3
+            gone = asyncio.Event()
+            guest.cards.deleted = lambda _: gone.set()
+            await asyncio.to_thread(booted, console)
+            await guest.cards.ask_back(5, "eth1")
+            async with asyncio.timeout(30):
+                await gone.wait()
+            await guest.cards.drop(5)
+            assert where_and_what(guest.pid)[1].count("/dev/net/tun") == 1
+
+    asyncio.run(check())
+    with open_card(nic, box.fd):
+        pass

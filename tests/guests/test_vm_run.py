@@ -2,111 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import signal
 import subprocess
 import termios
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from portwright.kernel import netns
 from tests.deadline import wait_readable, wait_until
 from tests.fix_daemon import PORTWRIGHT, Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
-from tests.guests.conftest import Image, booted
+from tests.guests.conftest import Image, RunFactory, booted, cookie_of, gone, no_port
 
 pytestmark = [pytest.mark.guests, pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-class Run:
-    """A running ``portwright vm run --json``: its process, and what it printed when the guest ran."""
-
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
-        self.process = process
-        self._errors = errors
-        assert process.stdout is not None
-        wait_readable(process.stdout.fileno(), 60, "vm run to say that the guest runs")
-        line = process.stdout.readline()
-        assert line, self.errors()
-        self.facts: dict[str, Any] = json.loads(line)
-        self.qemu = os.pidfd_open(self.facts["pid"])
-
-    def addresses(self) -> list[str]:
-        """Those of its first NIC."""
-        return list(self.facts["nics"][0]["addresses"])
-
-    def errors(self) -> str:
-        """What it wrote to stderr."""
-        return self._errors.read_text()
-
-    def close(self) -> None:
-        """Let go of QEMU, ended if it lives still."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.qemu, signal.SIGKILL)
-        os.close(self.qemu)
-
-
-RunFactory = Callable[..., Run]
-
-
-@pytest.fixture
-def vm_run(daemon: Daemon, host: TestNetns, image: Image, console: Path) -> Iterator[RunFactory]:
-    """Start ``vm run`` on the network n1, in the daemon's host namespace; ``options`` are added."""
-    errors = console.with_name("errors")
-    command = [
-        *("nsenter", f"--net={host.path}", "--", str(PORTWRIGHT), "vm", "run", "--json"),
-        *("--kernel", str(image.kernel), "--initramfs", str(image.initramfs), "--console", str(console)),
-        *("--memory", "128", "--accel", "tcg", "--network", "n1"),
-    ]
-    with ExitStack() as stack:
-        # The guard deletes them a moment after us.
-        stack.callback(wait_until, partial(no_port, daemon), 10, "the guests' ports to be gone")
-
-        def start(*options: str) -> Run:
-            with errors.open("wb") as err:
-                process = subprocess.Popen(
-                    [*command, *options],
-                    env=daemon.env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=err,
-                    text=True,
-                )
-            stack.enter_context(process)  # waits for its end
-            stack.callback(process.kill)
-            run = Run(process, errors)
-            stack.callback(run.close)
-            return run
-
-        yield start
-
-
-def no_port(daemon: Daemon) -> bool:
-    with daemon.client() as client:
-        return not [port for port in client.port_list() if port.model == "tcfilter"]
-
-
-def gone(daemon: Daemon, cookie: int) -> bool:
-    """Whether neither a port nor the namespace is left."""
-    found = netns.find_by_cookie(cookie)
-    if found is not None:
-        os.close(found)
-    return found is None and no_port(daemon)
-
-
-def cookie_of(run: Run) -> int:
-    namespace = netns.open_netns(f"/proc/{run.facts['pid']}/ns/net")
-    try:
-        return netns.cookie(namespace)
-    finally:
-        os.close(namespace)
 
 
 def test_guest_on_a_port(

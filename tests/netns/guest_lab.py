@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from portwright.kernel import tap
+from portwright.kernel import macvtap, netns, tap
 from portwright.model.port import Port
 from tests.deadline import wait_until
 from tests.fix_netns import TestNetns
@@ -27,8 +27,7 @@ _LARGEST = 65_562  # a frame of 64 KiB, Ethernet and the header
 @contextmanager
 def guest(box: TestNetns, inside: TestNetns, port: Port) -> Iterator[None]:
     """``inside`` is the guest of the port in ``box``, with its MAC, MTU, addresses and routes."""
-    with _opened(box) as fd:
-        outer = tap.open_queue(fd, port.tap, multi_queue=port.queues > 1)
+    outer = _outer(box, port)
     try:
         with _opened(inside) as fd:
             tap.create(fd, "eth0")
@@ -43,6 +42,18 @@ def guest(box: TestNetns, inside: TestNetns, port: Port) -> Iterator[None]:
             inside.run(["ip", "link", "del", "eth0"], check=False)
     finally:
         os.close(outer)
+
+
+def _outer(box: TestNetns, port: Port) -> int:
+    """A queue of what the port's hypervisor opens."""
+    if port.model == "macvtap":
+        return macvtap.open_queues(box.fd, port.tap, 1)[0]
+    home = netns.find_by_cookie(port.host.cookie) if port.model == "tap" else os.dup(box.fd)
+    assert home is not None
+    try:
+        return tap.open_queue(home, port.tap, multi_queue=port.queues > 1)
+    finally:
+        os.close(home)
 
 
 @contextmanager
@@ -92,3 +103,24 @@ def _pump(one: int, other: int, stop: int) -> None:
         for fd in ready:
             with suppress(OSError):  # a device that is down takes nothing
                 os.write(to[fd], os.read(fd, _LARGEST))
+
+
+@contextmanager
+def plugged(host: TestNetns, name: str, inside: TestNetns, *commands: str) -> Iterator[None]:
+    """``inside`` is a guest whose hypervisor holds the tap ``name``; ``commands`` of ip set its card."""
+    with _opened(host) as fd:
+        outer = tap.open_queue(fd, name)
+    try:
+        with _opened(inside) as fd:
+            tap.create(fd, "eth0")
+            inner = tap.open_queue(fd, "eth0")
+        try:
+            inside.run(["ip", "-batch", "-"], input="".join(f"{command}\n" for command in commands))
+            with _pumped(outer, inner):
+                wait_until(partial(_transmits, inside), why="the guest's card to transmit")
+                yield
+        finally:
+            os.close(inner)
+            inside.run(["ip", "link", "del", "eth0"], check=False)
+    finally:
+        os.close(outer)

@@ -47,7 +47,7 @@ class Lab:
 
     def dropped(self) -> int:
         """Packets so far."""
-        return self.early.dropped().get("up0", (0, 0))[0]
+        return sum(packets for name, _, packets, _ in self.early.dropped() if name == "up0")
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_what_an_untracked_policy_denies_is_dropped_early(
         client.policy_apply([("deny.yaml", deny)])
         assert not probe.reaches(world, target, 80)
         assert probe.reaches(world, target, 22)
-        assert {rule for _, _, _, rule in probe.drops()} == {"denied sources, by XDP"}
+        assert {rule for _, _, _, rule in probe.drops()} == {"GlobalNetworkPolicy deny ingress[0], by XDP"}
         daemon.kill()
     daemon.start()
     with daemon.client() as client, listening(daemon.host, 80):

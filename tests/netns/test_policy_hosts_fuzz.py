@@ -211,7 +211,8 @@ class Dice:
             policies = tuple(self.policy(n) for n in range(self.dice.randint(1, 7)))
             found = PolicySet(tiers=tiers, policies=policies)
             with contextlib.suppress(PolicyTooLarge):
-                return World(found, snapshot, render(found, snapshot, bind(HOSTS, {})))
+                table = render(found, snapshot, bind(HOSTS, {}), told=scripts.told_group())
+                return World(found, snapshot, table)
 
     def flow(self) -> Flow:
         """A packet to the host, through it, or of its own."""

@@ -190,7 +190,7 @@ def test_look_ups_that_are_proxied_are_not_tried(command: Command) -> None:
     assert status == 0
     untried = [(c["from"], c["to"], c["protocol"], c["port"]) for c in cells if c["live"] is None]
     assert untried == [("shop/client", "shop/web", "UDP", 53)]
-    assert "live: cells on port 53 not tried, which the DNS proxy takes: 1" in err
+    assert "live: cells not tried, which no packet shows (docs/policy.md): 1" in err
     assert all(c["live"] for c in cells if c["live"] is not None)
 
 

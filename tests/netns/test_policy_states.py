@@ -97,6 +97,7 @@ class Dropped(NamedTuple):
     direction: str
     reason: str
     packets: int
+    rule: str = ""
 
 
 class Field:

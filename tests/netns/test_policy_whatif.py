@@ -214,19 +214,9 @@ def test_staged_policies_outlive_the_daemon(daemon: Daemon, tmp_path: Path) -> N
 
 
 def test_bad_requests_for_staged_policies(daemon: Daemon, tmp_path: Path) -> None:
-    """An unknown name, too many at once, and a staged policy that could not be enforced are errors that name
-    what is wrong; nothing is on record then."""
+    """An unknown name and too many at once are errors that name what is wrong."""
     many = "\n---".join(STAGED.replace("web", f"w{number}") + "  podSelector: {}\n" for number in range(17))
-    untracked = """
-apiVersion: projectcalico.org/v3
-kind: StagedGlobalNetworkPolicy
-metadata: {name: raw}
-spec: {selector: all(), doNotTrack: true, applyOnForward: true, ingress: [{action: Deny}]}
-"""
     with daemon.client() as api:
-        with pytest.raises(InvalidInput, match="doNotTrack"):
-            api.policy_apply([("raw.yaml", untracked)])
-        assert api.policy_list().staged == ()
         api.policy_apply([("many.yaml", many)])
         with pytest.raises(NotFound, match="nobody"):
             api.policy_staged(["default/w1", "nobody"])

@@ -114,13 +114,13 @@ def test_r04_a_super_packet_counts_as_its_segments(
 
     out, into = _stream(a, b, family, address)
 
-    wait_until(lambda: stats(daemon, b).to_port.total.packets >= port_b.to_port.total.packets + into)
+    wait_until(lambda: stats(daemon, b).to_port.total.packets >= port_b.to_port.total.packets + out)
     after_a, _, now_a = both(daemon, a)
     after_b, _, now_b = both(daemon, b)
     sent = after_a.from_port.total.packets - port_a.from_port.total.packets
     received = after_b.to_port.total.packets - port_b.to_port.total.packets
     assert out <= sent <= out + NOISE
-    assert into <= received <= into + NOISE
+    assert max(out, into) <= received <= out + NOISE
     assert now_a["tx_packets"] - device_a["tx_packets"] < out / 4, "TSO was not at work"
     assert dropped(daemon, a) == dropped(daemon, b) == {} or after_a.drops.from_port < NOISE
     carried_bytes = after_b.to_port.total.bytes - port_b.to_port.total.bytes

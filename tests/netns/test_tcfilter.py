@@ -118,6 +118,14 @@ def _mtus(daemon: Daemon, box: Sandbox) -> set[int]:
     return {json.loads(ns.run(["ip", "-j", "link", "show", name]).stdout)[0]["mtu"] for ns, name in ends}
 
 
+def test_nothing_waits_before_the_guests_own_queue(sandboxes: SandboxFactory) -> None:
+    """A tap has no qdisc that packets wait in, whatever the host's default, with several queues too."""
+    for queues in (1, 2):
+        box = sandboxes(model="tcfilter", queues=queues)
+        shown = json.loads(box.run(["tc", "-j", "qdisc", "show", "dev", box.port.tap]).stdout)
+        assert [q["kind"] for q in shown if q["kind"] != "clsact"] == ["noqueue"]
+
+
 def test_all_ports_share_one_program(sandboxes: SandboxFactory) -> None:
     """What joins them is loaded once, however many ports there are."""
     loaded = set()
@@ -150,8 +158,8 @@ def test_a_tap_has_the_queues_that_it_was_made_with(
 
 def test_models_that_are_not_there_are_refused(sandboxes: SandboxFactory) -> None:
     """By name, with those that are; a bridge with what is wrong with it, and what to use."""
-    with pytest.raises(NotSupported, match="veth and tcfilter"):
-        sandboxes(model="macvtap")
+    with pytest.raises(NotSupported, match="veth, tcfilter, macvtap, tap"):
+        sandboxes(model="sriov")
     with pytest.raises(NotSupported, match="everyone sees everyone; use tcfilter"):
         sandboxes(model="bridge")
 

@@ -11,6 +11,9 @@ from tests.fix_daemon import Daemon, Networks, Sandbox, SandboxFactory
 from tests.fix_netns import TestNetns
 from tests.netns import test_guard_isolation, test_policy_path, test_port_path, test_representor_paths
 from tests.netns.guest_lab import guest
+from tests.netns.test_representor_counting import (
+    test_r04_a_super_packet_counts_as_its_segments,  # noqa: F401 - collected here too
+)
 
 pytestmark = pytest.mark.netns
 

@@ -38,6 +38,7 @@ NAMES = [
     "port.delete",
     "port.link",
     "port.list",
+    "port.migrate",
     "port.plug",
     "port.set",
     "port.show",

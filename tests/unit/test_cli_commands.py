@@ -85,6 +85,15 @@ from_port    10 packets, 1000 bytes; 1 by the slow path; 3 dropped
 to_port      2000 packets, 200000 bytes; 1 by the slow path; 0 dropped
 """,
     "port set web --admin down": PORT_TEXT,
+    "port migrate --remove-bridge": """\
+BRIDGE   DEVICE  PORT_ID           NETWORK  MAC                ADDRESSES           SANDBOX
+docker0  veth12  0123456789abcdef  blue     02:00:00:00:00:01  10.1.0.2,fd00:1::2  /run/netns/s1
+removed bridge docker0
+""",
+    "port migrate --remove-bridge --dry-run": """\
+ip link set pw01234567 nomaster
+ip link delete docker0
+""",
     "port unplug web": PORT_TEXT.replace("attached", "detached"),
     f"port plug web --netns {NETNS}": PORT_TEXT,
     "port delete web": "deleted port 0123456789abcdef\n",

@@ -276,12 +276,32 @@ def test_what_a_deny_does_with_open_connections(on_change: OnChange) -> None:
     assert target
     assert default.startswith("goto ")
     if on_change is OnChange.KEEP:
-        assert reached(made, target) == ["ct state established accept", "count drop"]
+        assert reached(made, target) == ["ct state established accept", "count", "drop"]
     else:
         assert reached(made, target)[1:] == [
-            "meta l4proto 6 ct state established count reject with tcp reset",
-            "count drop",
+            "count",
+            "meta l4proto 6 ct state established reject with tcp reset",
+            "drop",
         ]
+
+
+@pytest.mark.parametrize("on_change", list(OnChange))
+def test_a_listener_hears_of_drops(on_change: OnChange) -> None:
+    """Each that is counted, by its counter's name and at a rate; before the verdict, whatever that is."""
+    made = render(
+        PolicySet(policies=(policy("web", rule(Action.DENY, 80), on_change=on_change),)),
+        SNAPSHOT,
+        bind([host()], {}),
+        told=7,
+    )
+    [chain] = {line.partition("goto ")[2] for line in reached(made, "li0mt0") if "dport 80" in line}
+    counted = next(line for line in made.chains[chain] if line.startswith("counter"))
+    name = counted.split('"')[1]
+    assert made.counters[name].rule == "GlobalNetworkPolicy web ingress[0]"
+    told = f'limit rate 64/second burst 64 packets log prefix "{name}" group 7 snaplen 128'
+    after = made.chains[chain][made.chains[chain].index(counted) + 1 :]
+    reset = ["meta l4proto 6 ct state established reject with tcp reset"]
+    assert list(after) == [told, *(reset if on_change is OnChange.RESET else []), "drop"]
 
 
 def test_a_log_rule_is_a_line_of_calicos_prefix_and_decides_nothing() -> None:

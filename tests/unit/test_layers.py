@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
         "domains",
         "kernel",
     },  # plays the sandboxes, and the host that they are on
-    "vmm": {"model", "api", "kernel"},  # runs hypervisors in sandboxes' namespaces
+    "jail": {"model", "api", "kernel"},  # runs a program with nothing of the host but what is named
+    "vmm": {"model", "api", "kernel", "jail"},  # runs hypervisors in sandboxes' namespaces
     # The process: hangs the edges onto the node's services.
     "daemon": {"model", "dataplane", "policy", "ipam", "api", "cni", "node", "observe"},
     "": {"api", "model"},  # portwright/__init__.py: the public names
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
 # What a layer may import inside a function only.
 # `portwright node run` is the daemon's process; `policy matrix` asks the pure engine, with no daemon, and
 # with --live it starts one.
-LAZY: dict[str, set[str]] = {"cli": {"daemon", "policy", "live", "vmm"}, "live": {"daemon"}}
+LAZY: dict[str, set[str]] = {"cli": {"daemon", "policy", "live", "vmm", "jail"}, "live": {"daemon"}}
 
 # Input, output, the clock, the kernel and chance: what a pure layer has none of.
 IMPURE = {

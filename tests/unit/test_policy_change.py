@@ -107,7 +107,7 @@ class Names:
             # A node and a host endpoint may share an address; either names it.
             ends = [e for e in snapshot.endpoints if address in e.addresses and not e.host_network]
             if ends:
-                names = {f"{end.kind} {end.title}" for end in ends}
+                names = {f"{end.kind}{'/' if end.kind == 'host' else ' '}{end.title}" for end in ends}
                 return {f"{name}{more}" for name in names for more in ("", f" ({address})")}
         if any(address in state.compiled.addresses for state in self._states):
             return {address}

@@ -125,6 +125,32 @@ def test_ranges_of_the_call(store: Store) -> None:
     assert given == ((0, "10.7.0.3"), (1, "10.1.2.2"))
 
 
+def test_addresses_that_a_port_has_already_are_held(store: Store, tmp_path: Path) -> None:
+    """Any number of them, of one family too, in file and memory; if one is outside or taken, none is."""
+    add(store, "a", "10.1.2.9")
+
+    def hold(*addresses: str) -> None:
+        with store.transaction():
+            store.put_port(port("moved"))
+            store.hold("n", "moved", addresses)
+
+    for addresses, refusal, match in (
+        (("10.1.2.7", "10.1.3.1"), InvalidInput, "no range"),
+        (("10.1.2.7", "10.1.2.9"), Conflict, "port a has it"),
+    ):
+        with pytest.raises(refusal, match=match):
+            hold(*addresses)
+        assert store.address_owner("10.1.2.7") is None
+    hold("10.1.2.7", "10.1.2.8")
+    assert store.addresses_of("moved") == ("10.1.2.7", "10.1.2.8")
+    store.close()
+    with Store.open(tmp_path) as again:
+        assert again.addresses_of("moved") == ("10.1.2.7", "10.1.2.8")
+        with pytest.raises(Conflict):
+            add(again, "b", "10.1.2.8")
+        assert drop(again, "moved") == ("10.1.2.7", "10.1.2.8")
+
+
 def test_unknown_network_and_network_without_pools(store: Store) -> None:
     """Both are the caller's error, with a sentence."""
     with pytest.raises(NotFound):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from portwright.model.errors import InvalidInput, NotSupported
-from portwright.vmm import accel
+from portwright.vmm import accel, vhost
+from portwright.vmm.cards import Card
 from portwright.vmm.qemu import End
-from portwright.vmm.spec import MAX_COMMAND_LINE, GuestSpec, Nic, check, command_line, qemu_args
+from portwright.vmm.spec import MAX_COMMAND_LINE, MAX_NICS, GuestSpec, Nic, check, command_line, qemu_args
 
 NIC = Nic(tap="tap01234567", mac="02:00:00:00:00:01", mtu=1500)
 SPEC = GuestSpec(name="g1", kernel="/k", initramfs="/i", append="quiet", memory=128, nics=(NIC,), accel="tcg")
@@ -21,7 +24,7 @@ def options(args: list[str], name: str) -> list[str]:
 
 def test_qemu_arguments() -> None:
     """The arguments are the guest: its size, its kernel, a NIC on a passed descriptor, QMP on another."""
-    args = qemu_args(SPEC, qmp=7, taps=[[9]])
+    args = qemu_args(SPEC, qmp=7, agent=8, cards=[Card((9,))])
 
     assert options(args, "-name") == ["guest=g1"]
     assert options(args, "-m") == ["128"]
@@ -29,22 +32,40 @@ def test_qemu_arguments() -> None:
     assert options(args, "-accel") == ["tcg"]
     assert options(args, "-kernel") == ["/k"]
     assert options(args, "-initrd") == ["/i"]
-    assert options(args, "-append") == ["console=ttyS0 panic=-1 quiet mitigations=off no5lvl quiet"]
+    emulated = "mitigations=off no5lvl no_timer_check"
+    assert options(args, "-append") == [f"console=ttyS0 panic=-1 quiet {emulated} quiet"]
     assert options(args, "-netdev") == ["tap,id=net0,fd=9"]
-    assert options(args, "-device") == [
-        "virtio-net-pci,id=nic0,netdev=net0,mac=02:00:00:00:00:01,host_mtu=1500,romfile="
+    devices = options(args, "-device")
+    assert devices[:2] == [
+        "virtio-serial-pci,max_ports=2",
+        "virtserialport,chardev=agent,name=portwright.0",
     ]
+    assert devices[-1] == (
+        "virtio-net-pci,id=nic0,netdev=net0,bus=slot0,mac=02:00:00:00:00:01,host_mtu=1500,romfile="
+    )
     assert options(args, "-chardev") == [
         "socket,id=qmp,fd=7,server=off",
         "stdio,id=console,signal=off,mux=off",
+        "socket,id=agent,fd=8,server=off",
     ]
     assert "-nodefaults" in args
     assert "-drive" not in args
 
 
+def test_root_ports() -> None:
+    """There is a root port for each card that a guest may ever have, each in a place of its own."""
+    devices = options(qemu_args(SPEC, qmp=7, agent=8, cards=[Card((9,))]), "-device")
+    ports = [device for device in devices if device.startswith("pcie-root-port,")]
+
+    assert len(ports) == MAX_NICS
+    assert ports[0] == ("pcie-root-port,id=slot0,chassis=1,io-reserve=0,addr=10.0,multifunction=on")
+    assert ports[9] == "pcie-root-port,id=slot9,chassis=10,io-reserve=0,addr=11.1"
+    assert len({port.split("addr=")[1] for port in ports}) == MAX_NICS
+
+
 def test_no_network_without_a_nic() -> None:
     """A guest without NICs has no network at all: QEMU's own, through the host's stack, is never there."""
-    args = qemu_args(replace(SPEC, nics=()), qmp=7, taps=[])
+    args = qemu_args(replace(SPEC, nics=()), qmp=7, agent=8, cards=[])
 
     assert "-nodefaults" in args
     assert not {"-netdev", "-nic", "-net"} & set(args)
@@ -53,15 +74,53 @@ def test_no_network_without_a_nic() -> None:
 def test_queues_of_a_nic() -> None:
     """A NIC of several queues gets a descriptor and two vectors for each, and two more."""
     spec = replace(SPEC, nics=(replace(NIC, queues=2),))
-    args = qemu_args(spec, qmp=7, taps=[[9, 10]])
+    args = qemu_args(spec, qmp=7, agent=8, cards=[Card((9, 10))])
 
     assert options(args, "-netdev") == ["tap,id=net0,fds=9:10"]
-    assert options(args, "-device")[0].endswith(",mq=on,vectors=6")
+    assert options(args, "-device")[-1].endswith(",mq=on,vectors=6")
+
+
+def test_taps_of_two_namespaces_are_refused() -> None:
+    """Whose news would QEMU be told? All NICs of a guest are of one namespace."""
+    with pytest.raises(InvalidInput, match=r"nics\[1\].home"):
+        check(replace(SPEC, nics=(NIC, replace(NIC, mac="02:00:00:00:00:02", home=7))))
+
+
+def test_vhost_of_a_nic() -> None:
+    """A NIC with vhost-net gets a descriptor of it for each queue."""
+    args = qemu_args(SPEC, qmp=7, agent=8, cards=[Card((9,), (11,))])
+    assert options(args, "-netdev") == ["tap,id=net0,fd=9,vhost=on,vhostfd=11"]
+
+    spec = replace(SPEC, nics=(replace(NIC, queues=2),))
+    args = qemu_args(spec, qmp=7, agent=8, cards=[Card((9, 10), (11, 12))])
+    assert options(args, "-netdev") == ["tap,id=net0,fds=9:10,vhost=on,vhostfds=11:12"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_vhost_is_chosen(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """``auto`` is what the kernel has, ``off`` is off, and ``on`` without it is an error with the way out."""
+    monkeypatch.setattr(vhost, "lacking", lambda: "" if there else "/dev/vhost-net: Permission denied")
+    assert (vhost.choose("auto"), vhost.choose("off")) == (there, False)
+    if there:
+        assert vhost.choose("on")
+    else:
+        with pytest.raises(NotSupported, match=r"Permission denied.*modprobe vhost_net, or use --vhost off"):
+            vhost.choose("on")
+
+
+def test_what_lacks_of_vhost_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No such device, and one that is something else."""
+    monkeypatch.setattr(vhost, "_DEVICE", str(tmp_path / "vhost-net"))
+    assert vhost.lacking() == f"{tmp_path}/vhost-net: No such file or directory"
+    monkeypatch.setattr(vhost, "_DEVICE", os.devnull)
+    assert "is no vhost-net" in vhost.lacking()
 
 
 def test_root_image() -> None:
     """A root image is the first disk; a comma in its name stays one name; and kvm gets the host's CPU."""
-    args = qemu_args(replace(SPEC, initramfs="", root="/a,b.img", accel="kvm"), qmp=7, taps=[[9]])
+    args = qemu_args(
+        replace(SPEC, initramfs="", root="/a,b.img", accel="kvm"), qmp=7, agent=8, cards=[Card((9,))]
+    )
 
     assert options(args, "-drive") == ["file=/a,,b.img,id=root,if=none,format=raw"]
     assert "root=/dev/vda rw" in options(args, "-append")[0]

@@ -147,6 +147,7 @@ class AsyncClient:
     port_set = _Method(calls.port_set)
     port_plug = _Method(calls.port_plug)
     port_unplug = _Method(calls.port_unplug)
+    port_migrate = _Method(calls.port_migrate)
     stats = _Method(calls.stats)
     drops = _Method(calls.drops)
     drops_follow = _Stream(calls.drops_follow)

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 import msgspec
 
 from portwright.api import methods as m
+from portwright.api import migrate as mm
 from portwright.api import policy as pm
 from portwright.api.paths import NetnsSpec, netns_path
 from portwright.api.registry import IntrospectParams, Params
@@ -121,11 +122,14 @@ def port_create(
     attach: Literal["clsact", "tcx"] | None = None,
     model: str = "veth",
     queues: int = 1,
+    inner_addresses: Sequence[str] = (),
 ) -> Call[Port]:
     """Create a port with its device in a sandbox.
 
     ``netns``: a path, a name in /run/netns, ``pid:N`` or an open descriptor (which stays yours). ``model``:
-    ``tcfilter`` makes a tap too (``Port.tap``, with ``queues``), joined with the device, for a hypervisor.
+    ``tcfilter`` and ``macvtap`` make a tap too (``Port.tap``, with ``queues``), joined with the device or on
+    it, for a hypervisor; of ``tap`` it is the port's host end, and nothing is put into the sandbox.
+    ``inner_addresses``: its guest is one of many with the same ``mac`` and these, of each family one.
     Raises InvalidInput, NotFound (the network), Conflict, PoolExhausted, NotSupported.
     """
     params = m.PortCreateParams(
@@ -142,6 +146,7 @@ def port_create(
         attach=attach,
         model=model,
         queues=queues,
+        inner_addresses=tuple(inner_addresses),
     )
     return Call("port.create", params, Port, (netns,))
 
@@ -219,6 +224,31 @@ def port_plug(port: str, netns: NetnsSpec, *, ifname: str | None = None) -> Call
 def port_unplug(port: str) -> Call[Port]:
     """Take a port's device out of its sandbox. The port stays, detached. Raises NotFound, PortStateError."""
     return Call("port.unplug", m.PortUnplugParams(port=port), Port)
+
+
+def port_migrate(
+    bridge: str | None = None,
+    *,
+    network: str | None = None,
+    addresses: Mapping[str, Sequence[str]] | None = None,
+    remove_bridge: bool = False,
+    forwarding_accepted: bool = False,
+    dry_run: bool = False,
+) -> Call[mm.Migrated]:
+    """Move the sandboxes of a bridge, or of all, off it while they run; ``dry_run``: say how.
+
+    ``addresses``: more of a sandbox's, by its MAC. Raises NotFound, InvalidInput, Conflict, NotSupported; a
+    bridge that can't be left altogether stays as it is.
+    """
+    params = mm.PortMigrateParams(
+        bridge=bridge,
+        network=network,
+        addresses={mac: tuple(each) for mac, each in (addresses or {}).items()},
+        remove_bridge=remove_bridge,
+        forwarding_accepted=forwarding_accepted,
+        dry_run=dry_run,
+    )
+    return Call("port.migrate", params, mm.Migrated)
 
 
 def stats(port: str | None = None) -> Call[tuple[m.PortStats, ...]]:

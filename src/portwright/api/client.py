@@ -168,6 +168,7 @@ class Client:
     port_set = _Method(calls.port_set)
     port_plug = _Method(calls.port_plug)
     port_unplug = _Method(calls.port_unplug)
+    port_migrate = _Method(calls.port_migrate)
     stats = _Method(calls.stats)
     drops = _Method(calls.drops)
     drops_follow = _Stream(calls.drops_follow)

@@ -15,14 +15,14 @@ from msgspec import Meta
 
 from portwright.api.registry import Params, method
 from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
-from portwright.model.port import Limits, Port, PortMapping, PortState
+from portwright.model.port import MAX_QUEUES, Limits, Port, PortMapping, PortState
 
 Mtu = Annotated[int, Meta(ge=68, le=65535, description="bytes, RFC 791's least to IP's most")]
 Layer4Port = Annotated[int, Meta(ge=0, le=65535)]
 Rate = Annotated[int, Meta(ge=0, description="bits per second, or bits for a burst; 0 is unlimited")]
 Name = Annotated[str, Meta(min_length=1, max_length=253)]
 Model = Annotated[str, Meta(max_length=32, description="attachment model")]
-Queues = Annotated[int, Meta(ge=1, le=256, description="of a tap, Linux's MAX_TAP_QUEUES at most")]
+Queues = Annotated[int, Meta(ge=1, le=MAX_QUEUES, description="of a tap, Linux's MAX_TAP_QUEUES at most")]
 IfName = Annotated[str, Meta(pattern=r"^[^/:\s]{1,15}$", description="IFNAMSIZ: at most 15 bytes")]
 Direction = Literal["from_port", "to_port"]
 
@@ -155,8 +155,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     """Create a port, and its device in the sandbox. With ``dry_run`` return the plan alone.
 
-    ``netns`` names the namespace for people; the descriptor decides. ``ips`` are addresses (with
-    or without a prefix length) to have; none means one from each of the network's range sets.
+    ``netns`` names the namespace for people; the descriptor decides. ``ips`` are addresses to have; none
+    means one from each of the network's range sets. ``inner_addresses``: what a clone's guest has instead.
     """
 
     network: Name
@@ -172,6 +172,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     attach: Literal["clsact", "tcx"] | None = None
     model: Model = "veth"
     queues: Queues = 1
+    inner_addresses: tuple[str, ...] = ()
     dry_run: bool = False
 
 
@@ -236,10 +237,7 @@ class LimitsChange(msgspec.Struct, frozen=True, kw_only=True):
 
 @method("port.set", Port)
 class PortSetParams(Params[Port], frozen=True, kw_only=True):
-    """Change a port; None leaves a value as it is.
-
-    ``labels`` are merged into the port's; a null value removes the key.
-    """
+    """Change a port; None leaves a value as it is. ``labels`` are merged in; a null value removes its key."""
 
     port: Name
     admin: Literal["up", "down"] | None = None
@@ -333,13 +331,14 @@ class DropEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One dropped packet. ``time`` is unix seconds. ``rule`` decided it, '' if none did.
 
     ``lost`` counts the events before this one that nobody could be told of: the kernel's ring
-    buffer or the reader's socket was full.
+    buffer or the reader's socket was full. Of a host endpoint the fields are as in DropCount, with
+    the packet's own interface; XDP's drops are told of together, by source net.
     """
 
     time: float
     port_id: str
     rep: str
-    direction: Direction
+    direction: Direction | Literal["ingress", "egress"]
     reason: str
     rule: str = ""
     summary: str = ""

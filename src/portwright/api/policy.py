@@ -34,7 +34,8 @@ class PolicyChange(msgspec.Struct, frozen=True, kw_only=True):
     An endpoint is ``namespace/name``; else it is a net, less what has a row of its own, or "any other
     address". ``services`` are texts (``tcp 80``), ``families`` IP versions, ``pairs`` how many ordered pairs
     that is, ``before`` and ``after`` what decides, with file and line. ``more_from`` and ``more_to``: how
-    many are not named.
+    many are not named. The host is ``host/`` and its endpoint's name. ``via``: the host endpoint by whose
+    interfaces it is routed; '' by all that have no policy of forwarded traffic.
     """
 
     sources: tuple[str, ...] = msgspec.field(name="from")
@@ -47,6 +48,7 @@ class PolicyChange(msgspec.Struct, frozen=True, kw_only=True):
     pairs: int
     more_from: int = 0
     more_to: int = 0
+    via: str = ""
 
 
 class PolicyChanges(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,9 @@ device's MAC, so the guard holds the guest to what is recorded of the port.
 
 from __future__ import annotations
 
-from portwright.attach import veth
+from portwright.attach import clone, veth
 from portwright.model.port import Port
+from portwright.plan.clone_operations import RemoveClone
 from portwright.plan.operations import DeleteLink, NameLink, Operation
 from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 
@@ -19,15 +20,19 @@ MODEL = "tcfilter"
 def attach(port: Port) -> tuple[Operation, ...]:
     """As ``veth.attach``; joined before either end is up, so that the namespace's stack hears nothing."""
     made = CreateTap(tap=port.tap, mtu=port.mtu, queues=port.queues, sandbox=port.sandbox)
-    return _behind(NameLink, veth.attach(port), made, JoinLinks(device=port.ifname, tap=port.tap))
+    joined = clone.join(port) if port.clone else JoinLinks(device=port.ifname, tap=port.tap)
+    return behind(NameLink, veth.attach(port), made, joined)
 
 
 def detach(port: Port) -> tuple[Operation, ...]:
     """As ``veth.detach``, and the tap goes."""
-    return _behind(DeleteLink, veth.detach(port), DeleteTap(tap=port.tap, sandbox=port.sandbox))
+    gone: list[Operation] = [DeleteTap(tap=port.tap, sandbox=port.sandbox)]
+    if port.clone:
+        gone.append(RemoveClone(port_id=port.port_id, index=port.clone))
+    return behind(DeleteLink, veth.detach(port), *gone)
 
 
-def _behind(kind: type[Operation], plan: tuple[Operation, ...], *more: Operation) -> tuple[Operation, ...]:
+def behind(kind: type[Operation], plan: tuple[Operation, ...], *more: Operation) -> tuple[Operation, ...]:
     """The plan, with more behind its one operation of a kind."""
     (place,) = (at for at, operation in enumerate(plan, 1) if isinstance(operation, kind))
     return (*plan[:place], *more, *plan[place:])

@@ -9,9 +9,11 @@ unguarded. ``PutTargets`` is last: the port can be reached from others once all 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 from portwright.model.network import GATEWAY_MAC, Route
 from portwright.model.port import Port
+from portwright.plan.adopt_operations import AddWay
 from portwright.plan.operations import (
     AddAddress,
     AddNeighbour,
@@ -35,6 +37,8 @@ from portwright.plan.operations import (
 from portwright.plan.publish import loopback_access
 
 MODEL = "veth"
+#: The model whose representor is a tap (attach.tap): the data path has to know.
+DIRECT = "tap"
 #: What the model can't do is refused before the kernel is touched.
 CAPABILITIES = frozenset({"portMappings", "bandwidth", "ips", "ipRanges", "mac", "dns"})
 _TABLES = {"local": 255, "main": 254}  # rtnetlink.h
@@ -43,21 +47,26 @@ MIN_MTU, MIN_MTU6, MAX_MTU = 68, 1280, 65535
 
 def attach(port: Port) -> tuple[Operation, ...]:
     """The plan that gives a recorded port its device. A disabled link (``admin``) stays down."""
-    rep = port.rep_name
+    made = CreateVeth(
+        rep=port.rep_name,
+        ifname=port.ifname,
+        mac=port.mac,
+        gateway_mac=GATEWAY_MAC,
+        mtu=port.mtu,
+        sandbox=port.sandbox.path,
+        alias=alias(port),
+    )
+    return around(port, made, _sandbox(port))
+
+
+def around(port: Port, made: Operation, inside: Sequence[Operation]) -> tuple[Operation, ...]:
+    """The plan around the operation that makes the representor, and those in the sandbox."""
     ops: list[Operation] = [
-        CreateVeth(
-            rep=rep,
-            ifname=port.ifname,
-            mac=port.mac,
-            gateway_mac=GATEWAY_MAC,
-            mtu=port.mtu,
-            sandbox=port.sandbox.path,
-            alias=_alias(port),
-        ),
-        NameLink(rep=rep, altnames=altnames(port)),
-        *_guarded(port),
+        made,
+        NameLink(rep=port.rep_name, altnames=altnames(port)),
+        *guarded(port),
         *_up(port),
-        *_sandbox(port),
+        *inside,
         *_reachable(port),
     ]
     if port.port_mappings:
@@ -69,7 +78,7 @@ def restore(port: Port) -> tuple[Operation, ...]:
     """The plan for a representor that came back from elsewhere, bare: as ``attach``, without making it."""
     return (
         RemovePort(rep=port.rep_name, port_id=port.port_id, ifindex=port.rep_ifindex),
-        *_guarded(port),
+        *guarded(port),
         *_up(port),
         *_reachable(port, again=True),
     )
@@ -96,12 +105,14 @@ def entry(port: Port) -> PutPort:
         port_id=port.port_id,
         net_id=port.net_id,
         mac=port.mac,
-        gateway_mac=GATEWAY_MAC,
+        gateway_mac=gateway_mac(port),
         mtu=port.mtu,
         sandbox=port.sandbox.cookie,
         addresses=tuple(a.address for a in port.addresses),
         gateways=tuple(dict.fromkeys(a.gateway for a in port.addresses)),
         limits=port.limits,
+        tap=_tapped(port),
+        onlink=port.adopted is not None,
     )
 
 
@@ -112,17 +123,29 @@ def targets(port: Port) -> PutTargets:
         port_id=port.port_id,
         net_id=port.net_id,
         mac=port.mac,
-        gateway_mac=GATEWAY_MAC,
+        gateway_mac=gateway_mac(port),
         mtu=port.mtu,
         sandbox=port.sandbox.cookie,
         addresses=tuple(a.address for a in port.addresses),
         limited=bool(port.limits.ingress_rate),
         down=port.admin == "down",
+        tap=_tapped(port),
     )
+
+
+def _tapped(port: Port) -> bool:
+    return port.model == DIRECT or bool(port.adopted and port.adopted.tap)
+
+
+def gateway_mac(port: Port) -> str:
+    """What the sandbox takes for its gateway's MAC."""
+    return port.adopted.bridge_mac if port.adopted else GATEWAY_MAC
 
 
 def reach(port: Port, *, again: bool = False) -> tuple[Operation, ...]:
     """The host's ways to the port, by a representor that is up. ``again``: some may be there."""
+    if port.adopted:
+        return tuple(_adopted_way(port, a.address, port.adopted.sources) for a in port.addresses)
     ops: list[Operation] = []
     for address in (a.address for a in port.addresses):
         route = Route(dst=host_prefix(address), scope=_link_scope(address))
@@ -165,7 +188,8 @@ def host_prefix(address: str) -> str:
     return f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
 
 
-def _alias(port: Port) -> str:
+def alias(port: Port) -> str:
+    """What the representor says of its port to whoever looks: its network and its workload."""
     labels = port.labels
     pod = labels.get("io.kubernetes.pod.name")
     who = f"{labels.get('io.kubernetes.pod.namespace', 'default')}/{pod}" if pod else port.owner.key()
@@ -176,17 +200,26 @@ def _link_scope(address: str) -> int | None:
     return 253 if ":" not in address else None  # RT_SCOPE_LINK; IPv6 has none
 
 
-def _guarded(port: Port) -> tuple[Operation, ...]:
+def _adopted_way(port: Port, address: str, sources: tuple[str, ...]) -> AddWay:
+    source = next((s for s in sources if (":" in s) == (":" in address)), "")
+    return AddWay(rep=port.rep_name, address=address, mac=port.mac, source=source)
+
+
+def guarded(port: Port) -> tuple[Operation, ...]:
+    """The port's entry, and both programs on its representor."""
+    rep, lent = port.rep_name, port.adopted is not None
     return (
         entry(port),
-        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="ingress", how=port.attach),
-        AttachProgram(rep=port.rep_name, port_id=port.port_id, direction="egress", how=port.attach),
+        AttachProgram(rep=rep, port_id=port.port_id, direction="ingress", how=port.attach, lent=lent),
+        AttachProgram(rep=rep, port_id=port.port_id, direction="egress", how=port.attach, lent=lent),
     )
 
 
 def _reachable(port: Port, *, again: bool = False) -> tuple[Operation, ...]:
     if port.admin == "down":  # the kernel takes no routes over a device that is down
         return (targets(port),)
+    if port.adopted:  # in use since long
+        return (*reach(port, again=again), targets(port))
     return (*reach(port, again=again), AwaitLink(rep=port.rep_name), targets(port))
 
 

@@ -43,16 +43,22 @@ def report(tried: Sequence[tuple[Cell, bool | None]], *, as_json: bool) -> int:
         if wrong:
             _print(wrong)
     if unsent:
-        click.echo(f"live: cells on port 53 not tried, which the DNS proxy takes: {unsent:,}", err=True)
+        click.echo(f"live: cells not tried, which no packet shows (docs/policy.md): {unsent:,}", err=True)
     return 1 if wrong else 0
 
 
 def _print(tried: Sequence[tuple[Cell, bool | None]]) -> None:
+    print_cells([(cell, [_WORDS[cell.allowed], _WORDS[live]]) for cell, live in tried], ["ALLOWED", "LIVE"])
+
+
+def print_cells(cells: Sequence[tuple[Cell, list[str]]], verdicts: list[str]) -> None:
+    """Print cells, each with its verdicts, under these headings."""
+    via = any(cell.via for cell, _ in cells)
     print_table(
-        ["FROM", "TO", "PORT", "ALLOWED", "LIVE", "RULE"],
+        ["FROM", "TO", *(["VIA"] if via else []), "PORT", *verdicts, "RULE"],
         [
-            [c.source, c.target, f"{c.protocol}/{c.port}", _WORDS[c.allowed], _WORDS[live], c.rule]
-            for c, live in tried
+            [c.source, c.target, *([c.via] if via else []), f"{c.protocol}/{c.port}", *words, c.rule]
+            for c, words in cells
         ],
     )
 

@@ -96,6 +96,7 @@ cli = Root(
         "network": ("portwright.cli.network", "network", "Networks: what ports join."),
         "port": ("portwright.cli.port", "port", "Ports: a sandbox's device and its representor."),
         "vm": ("portwright.cli.vm", "vm", "Guests: virtual machines on ports."),
+        "jail": ("portwright.cli.jail", "jail", "Run a hypervisor, or any program, apart from the host."),
         "policy": ("portwright.cli.policy", "policy", "Policies: who may open connections to whom."),
         "why": (_OBSERVE, "why", "Explain what happens to a packet."),
         "stats": (_OBSERVE, "stats", "What the ports carried."),

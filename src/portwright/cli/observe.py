@@ -120,7 +120,8 @@ def drops(settings: Settings, /, *, port: str | None, follow: bool, logged: bool
 def drop_line(event: DropEvent) -> str:
     """Return one line for a dropped packet, in local time."""
     when = datetime.fromtimestamp(event.time).astimezone().strftime("%H:%M:%S.%f")
-    parts = [when, event.rep, event.direction, event.reason]
+    where = f"{event.port_id} {event.rep}" if event.port_id.startswith("host:") else event.rep
+    parts = [when, where, event.direction, event.reason]
     if event.rule:
         parts.append(f"rule={event.rule}")
     if event.summary:

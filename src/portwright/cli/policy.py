@@ -11,9 +11,10 @@ from portwright.api.calls import policy_apply
 from portwright.api.frames import MAX_LARGE
 from portwright.api.policy import PolicyState
 from portwright.cli.changes import print_changes
+from portwright.cli.live import print_cells
 from portwright.cli.main import Settings
 from portwright.cli.options import client_of, json_option
-from portwright.cli.output import print_facts, print_json, print_table, printable
+from portwright.cli.output import print_facts, print_json, printable
 from portwright.model.errors import InvalidInput
 
 #: What a folder's manifests are called.
@@ -71,6 +72,7 @@ def matrix(paths: tuple[Path, ...], live: bool, svg: Path | None, as_json: bool)
 
     With --live the exit status is 1 if the packets say otherwise.
     """
+    from portwright.policy.host.matrix import host_cells
     from portwright.policy.manifests.read import read
     from portwright.policy.matrix import matrix as cells_of
 
@@ -80,9 +82,10 @@ def matrix(paths: tuple[Path, ...], live: bool, svg: Path | None, as_json: bool)
         from portwright.live.matrix import refuse_too_many
 
         refuse_too_many(manifests.snapshot)
-    cells = cells_of(manifests.policy_set, manifests.snapshot)
+    state = manifests.policy_set, manifests.snapshot
+    cells = (*cells_of(*state), *host_cells(*state))
     if not cells:
-        why = "no pod with a containerPort; the matrix is of the pods that the manifests describe"
+        why = "no pod with a containerPort; the matrix is of the pods and hosts that the manifests describe"
         raise InvalidInput("filename", " ".join(map(str, paths)), why)
     if svg is not None:
         from portwright.policy.picture import picture
@@ -95,10 +98,7 @@ def matrix(paths: tuple[Path, ...], live: bool, svg: Path | None, as_json: bool)
     if as_json:
         print_json({"cells": msgspec.to_builtins(cells)})  # under its wire names, from and to
         return 0
-    print_table(
-        ["FROM", "TO", "PORT", "ALLOWED", "RULE"],
-        [[c.source, c.target, f"{c.protocol}/{c.port}", "yes" if c.allowed else "no", c.rule] for c in cells],
-    )
+    print_cells([(cell, ["yes" if cell.allowed else "no"]) for cell in cells], ["ALLOWED"])
     return 0
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from portwright.cli.main import Settings
+from portwright.cli.migrate import migrate
 from portwright.cli.network import route_text
 from portwright.cli.options import LabelType, PublishType, RateType, client_of, json_option
 from portwright.cli.output import full, print_facts, print_json, print_table, rate
-from portwright.model.port import Limits, Port, PortMapping, PortState
+from portwright.model.port import MAX_QUEUES, Limits, Port, PortMapping, PortState
 
 if TYPE_CHECKING:
     from portwright.api.methods import DirectionStats
@@ -59,8 +60,19 @@ def port() -> None:
     type=click.Choice(["clsact", "tcx"]),
     help="How the programs sit on the representor; tcx leaves its ingress qdisc to others.",
 )
-@click.option("--queues", type=click.IntRange(1, 256), default=1, show_default=True, help="Of a model's tap.")
-@click.option("--model", default="veth", show_default=True, help="The attachment model: veth, tcfilter.")
+@click.option(
+    "--queues", type=click.IntRange(1, MAX_QUEUES), default=1, show_default=True, help="Of a model's tap."
+)
+@click.option(
+    "--inner-address",
+    "inner_addresses",
+    multiple=True,
+    metavar="ADDRESS",
+    help="What the guest has instead: one of many restored from a snapshot. Once for each family.",
+)
+@click.option(
+    "--model", default="veth", show_default=True, help="The attachment model: veth, tcfilter, macvtap, tap."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done, as commands, and do nothing.")
 @json_option
 @click.pass_obj
@@ -80,6 +92,7 @@ def create(
     attach: str | None,
     model: str,
     queues: int,
+    inner_addresses: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
     **limits: int | None,
@@ -97,6 +110,7 @@ def create(
         "attach": attach,
         "model": model,
         "queues": queues,
+        "inner_addresses": inner_addresses,
     }
     with client_of(settings) as client:
         if dry_run:
@@ -133,7 +147,7 @@ def list_(
         [
             [
                 each.port_id,
-                each.rep_name,
+                each.rep_name or "-",
                 each.state.value,
                 each.network,
                 each.model,
@@ -154,6 +168,9 @@ def show(settings: Settings, port: str, as_json: bool) -> None:
     """Show PORT and what it carried."""
     with client_of(settings) as client:
         found = client.port_show(port)
+        if not found.rep_name:  # a tap on another plugin's device
+            _print_port(found, as_json)
+            return
         stands = client.port_link(found.port_id)
         carried = next(iter(client.stats(found.port_id)), None)
     if as_json:
@@ -247,6 +264,9 @@ def unplug(settings: Settings, port: str, as_json: bool) -> None:
     _print_port(unplugged, as_json)
 
 
+port.add_command(migrate)
+
+
 def workload(shown: Port) -> str:
     """Return who owns the port, in a word: its name, or the CNI container's id (12 characters)."""
     if shown.owner.kind == "cni":
@@ -297,6 +317,7 @@ def _facts(shown: Port) -> list[tuple[str, object]]:
         ("mac", shown.mac),
         ("mtu", shown.mtu),
         ("addresses", [f"{a.address} via {a.gateway}" for a in shown.addresses]),
+        ("inner", list(shown.inner_addresses)),
         ("routes", [route_text(route) for route in shown.routes]),
         ("published", [_mapping(mapping) for mapping in shown.port_mappings]),
         ("limits", limits),

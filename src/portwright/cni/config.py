@@ -8,6 +8,9 @@ Keys of Portwright's own, beside the specification's::
 
     network   name of the network to join, if it is not the configuration's name
     model     attachment model, "veth" unless said
+    queues    of the tap of a model that has one, 1 unless said
+    innerAddresses  what the guest has inside, one of many restored from a snapshot; the port has its own
+    interfaces  names of prevResult's devices to put a tap on; all of them unless said (:mod:`.chain`)
     attach    how our programs sit on the representor: "clsact" (quick to make, the default) or "tcx"
               (leaves the ingress qdisc to others: for the reference bandwidth plugin after ours)
     mtu       of the port, 0 or absent = the network's
@@ -36,6 +39,7 @@ from portwright.cni.result import Result, dns_in, from_fields, route_in
 from portwright.cni.version import SUPPORTED, UNNAMED, at_least
 from portwright.model.errors import InvalidInput
 from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
+from portwright.model.port import MAX_QUEUES
 
 #: The IPAM type that Portwright's daemon serves itself.
 BUILTIN_IPAM: Final = "portwright"
@@ -96,6 +100,9 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int | None = None
     ip_masq: bool = False
     model: str = "veth"
+    queues: int = 1
+    inner_addresses: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
     attach: str = ""
     reach: tuple[str, ...] = ()
     isolation: Isolation | None = None
@@ -176,6 +183,9 @@ def read(top: Fields, args: Mapping[str, str]) -> NetConf:
         mtu=mtu,
         ip_masq=top.flag("ipMasq"),
         model=model,
+        queues=top.number("queues", 1, MAX_QUEUES) or 1,
+        inner_addresses=top.texts("innerAddresses"),
+        interfaces=top.texts("interfaces"),
         attach=_attach(top),
         reach=tuple(one if one == "*" else _network_name("reach", one) for one in top.texts("reach")),
         isolation=_isolation(top),

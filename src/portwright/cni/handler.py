@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from portwright.attach import veth
-from portwright.cni import config, delegate, wire
+from portwright.attach import tap, veth
+from portwright.cni import chain, config, delegate, wire
 from portwright.cni.config import NetConf
 from portwright.cni.errors import CniCode, CniError
 from portwright.cni.request import CniRequest, from_record, parse
 from portwright.cni.result import Result, ResultInterface, ResultIp, merge_with_prev
-from portwright.model.errors import InvalidInput, NotFound, PortwrightError
+from portwright.model.errors import Conflict, InvalidInput, NotFound, PortwrightError
 from portwright.model.network import GATEWAY_MAC, Dns, Network
 from portwright.model.port import Owner, Port, PortAddress, PortState
+from portwright.node.chain import Chain
 from portwright.node.health import Health
 from portwright.node.networks import Networks
 from portwright.node.ports import Ports, PortSpec, gateway_of
@@ -41,6 +42,7 @@ class CniHandler:
         ports: Ports,
         networks: Networks,
         health: Health,
+        chained: Chain,
         enter: Callable[[int], contextlib.AbstractContextManager[object]],
         reached: Callable[[str], None],
     ) -> None:
@@ -49,6 +51,7 @@ class CniHandler:
         self._ports = ports
         self._networks = networks
         self._health = health
+        self._chain = chained
         self._enter = enter
         self._reached = reached
 
@@ -90,6 +93,9 @@ class CniHandler:
     async def _add(self, request: CniRequest, fds: list[int]) -> bytes:
         host_fd, sandbox_fd = _namespaces(request, fds)
         conf = request.config
+        prev = conf.prev_result
+        if chain.is_chained(request, self._chain.devices(sandbox_fd) if prev is not None else ()):
+            return self._add_chained(request, host_fd, sandbox_fd)
         fresh = not self._networks.known(conf.network)
         network = self._networks.for_cni(conf)
         try:
@@ -98,6 +104,22 @@ class CniHandler:
             # While a delegate ran, another ADD may have counted on the network: then it stays.
             if fresh and not (conf.ipam is not None and conf.ipam.foreign):
                 self._networks.take_back(conf.network)
+            raise
+
+    def _add_chained(self, request: CniRequest, host_fd: int, sandbox_fd: int) -> bytes:
+        """Taps on the devices of the plugin before us; see :mod:`portwright.cni.chain`."""
+        conf = request.config
+        wish = chain.wish_of(request)
+        if self._networks.known(conf.name) and self._store.get_network(conf.name).isolation != "open":
+            why = "is not open, and nothing of ours holds another plugin's device; rename the configuration"
+            raise Conflict("network", conf.name, why)
+        made = self._chain.add(wish, sandbox_fd, host_fd)
+        try:
+            held = self._chain.addresses(sandbox_fd)
+            return chain.result_of(request, made, held).to_json(conf.cni_version)
+        except BaseException:
+            for one in made:
+                self._chain.delete(one)
             raise
 
     async def _add_to(self, request: CniRequest, network: Network, host_fd: int, sandbox_fd: int) -> bytes:
@@ -133,6 +155,8 @@ class CniHandler:
     # -- DEL and GC ------------------------------------------------------------------------------
 
     async def _delete(self, request: CniRequest, fds: list[int]) -> None:
+        for one in self._chain.of(request.owner().key()):
+            self._chain.delete(one)
         port = self._store.port_by_owner(request.owner().key())
         if port is None:
             # Never added, or deleted before; a delegate may still hold an address of it.
@@ -167,6 +191,14 @@ class CniHandler:
             )
         valid = {(a.container_id, a.ifname) for a in conf.valid_attachments}
         problems: list[str] = []
+        for one in self._store.chained():
+            owner = one.port.owner
+            if owner.network != conf.name or (owner.container_id, owner.ifname) in valid:
+                continue
+            try:
+                self._chain.delete(one)
+            except PortwrightError as error:
+                problems.append(f"{owner.key()}: {error}")
         for port in list(self._store.ports()):
             owner = port.owner
             if (
@@ -193,6 +225,11 @@ class CniHandler:
         if request.config.prev_result is None:
             raise CniError(CniCode.INVALID_CONFIG, "required prevResult missing")
         host_fd, sandbox_fd = _namespaces(request, fds)
+        if chained := self._chain.of(request.owner().key()):
+            lacks = [each for one in chained for each in self._chain.lacks(one, sandbox_fd)]
+            if lacks:
+                raise CniError(CniCode.IO, lacks[0], "; ".join(lacks)[:4000])
+            return
         port = self._store.port_by_owner(request.owner().key())
         if port is None:
             raise CniError(CniCode.CONTAINER_UNKNOWN, f"no attachment {request.owner().key()} on record")
@@ -239,6 +276,9 @@ class CniHandler:
             try:
                 if port is not None and port.created <= stamp:
                     await self.remove(port, None)
+                for one in self._chain.of(request.owner().key()):
+                    if one.port.created <= stamp:
+                        self._chain.delete(one)
             except PortwrightError as error:
                 log.error("spooled DEL %s failed and stays: %s", path.name, error)
                 continue
@@ -323,6 +363,8 @@ def _spec(
         netns=request.netns,
         model=conf.model,
         attach=conf.attach,
+        queues=conf.queues,
+        inner_addresses=conf.inner_addresses,
         mac=wish.mac,
         mtu=conf.mtu,
         pools=pools,
@@ -340,16 +382,17 @@ def _spec(
 
 def _result(request: CniRequest, conf: NetConf, port: Port) -> Result:
     """Interfaces: the representor, the device, a tap's two; behind a previous plugin's, never between."""
-    interfaces = [
-        ResultInterface(name=port.rep_name, mac=GATEWAY_MAC, mtu=port.mtu, sandbox=""),
-        ResultInterface(name=port.ifname, mac=port.mac, mtu=port.mtu, sandbox=request.netns),
-    ]
+    interfaces = [ResultInterface(name=port.rep_name, mac=GATEWAY_MAC, mtu=port.mtu, sandbox="")]
+    if port.model != tap.MODEL:
+        interfaces.append(
+            ResultInterface(name=port.ifname, mac=port.mac, mtu=port.mtu, sandbox=request.netns)
+        )
+        if port.tap:
+            interfaces.append(ResultInterface(name=port.tap, mtu=port.mtu, sandbox=request.netns))
     if port.tap:
-        # As tc-redirect-tap answers: the tap, and the guest's card, of the same name and "in" the container.
-        interfaces += [
-            ResultInterface(name=port.tap, mtu=port.mtu, sandbox=request.netns),
-            ResultInterface(name=port.tap, mac=port.mac, mtu=port.mtu, sandbox=request.container_id),
-        ]
+        # As tc-redirect-tap answers: the guest's card, of the tap's name and "in" the container.
+        card = ResultInterface(name=port.tap, mac=port.mac, mtu=port.mtu, sandbox=request.container_id)
+        interfaces.append(card)
     holder = len(interfaces) - 1
     own = Result(
         interfaces=tuple(interfaces),

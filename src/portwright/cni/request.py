@@ -17,7 +17,7 @@ from portwright.cni import config
 from portwright.cni.config import NetConf
 from portwright.cni.errors import CniCode, CniError, map_error
 from portwright.cni.fields import Fields, loads
-from portwright.cni.requested import POD_LABELS
+from portwright.cni.requested import POD_LABELS, TAP_ARGS
 from portwright.cni.version import CURRENT, require
 from portwright.model.errors import PortwrightError
 from portwright.model.port import Owner
@@ -35,7 +35,9 @@ _REQUIRED: Final = {
 _LENIENT: Final = frozenset({"DEL", "GC"})
 
 #: Keys of CNI_ARGS that are known; K8S_POD_INFRA_CONTAINER_ID repeats CNI_CONTAINERID.
-_KNOWN_ARGS: Final = frozenset({"IgnoreUnknown", "IP", "MAC", "K8S_POD_INFRA_CONTAINER_ID", *POD_LABELS})
+_KNOWN_ARGS: Final = frozenset(
+    {"IgnoreUnknown", "IP", "MAC", "K8S_POD_INFRA_CONTAINER_ID", *POD_LABELS, *TAP_ARGS}
+)
 _BOOLEANS: Final = {"1": True, "true": True, "0": False, "false": False}
 
 _CONTAINER_ID: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)

@@ -35,6 +35,8 @@ POD_LABELS: Final = {
     "K8S_POD_NAME": "io.kubernetes.pod.name",
     "K8S_POD_UID": "io.kubernetes.pod.uid",
 }
+#: The keys of CNI_ARGS by which tc-redirect-tap's users choose a tap's name and owner.
+TAP_ARGS: Final = ("TC_REDIRECT_TAP_NAME", "TC_REDIRECT_TAP_UID", "TC_REDIRECT_TAP_GID")
 
 
 class Requested(msgspec.Struct, frozen=True, kw_only=True):

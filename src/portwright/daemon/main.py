@@ -20,6 +20,7 @@ from portwright.api.server import Server, passed_listener
 from portwright.cni.handler import CniHandler
 from portwright.daemon.methods import VERSION, Methods
 from portwright.model.errors import KernelFailed, PortwrightError
+from portwright.node.chain import Chain
 from portwright.node.changes import Changes
 from portwright.node.core import Core
 from portwright.node.domains import Domains
@@ -72,7 +73,8 @@ async def _serve(core: Core, policy_dir: Path | None) -> None:
     ports, networks, health = Ports(core), Networks(core), Health(core)
     core.switch_for()
     changes = Changes(core)
-    for sentence in recover(core, ports, changes):
+    chained = Chain(core)
+    for sentence in (*chained.recover(), *recover(core, ports, changes)):
         log.info("recovery: %s", sentence)
     core.policies.restore()
     follower = _follower(core, policy_dir, loop) if policy_dir is not None else None
@@ -91,6 +93,7 @@ async def _serve(core: Core, policy_dir: Path | None) -> None:
         ports=ports,
         networks=networks,
         health=health,
+        chained=chained,
         enter=core.entered,
         reached=core.faults.at,
     )
@@ -106,6 +109,7 @@ async def _serve(core: Core, policy_dir: Path | None) -> None:
         changes=changes,
         networks=networks,
         health=health,
+        chained=chained,
         feed=feed,
         follower=follower,
         stop=stopping.set,

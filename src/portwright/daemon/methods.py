@@ -5,26 +5,30 @@ from __future__ import annotations
 import ipaddress
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import cast
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Literal, cast
 
 import msgspec
 
 from portwright.api import methods as m
+from portwright.api import migrate as mm
 from portwright.api import policy as pm
 from portwright.api.request import Request
+from portwright.daemon.migrate import migrate
 from portwright.daemon.policy import judged_state, policy_state, staged_policies
 from portwright.daemon.why import Explainer
 from portwright.dataplane.abi import PwCounter
 from portwright.ipam import canonical_pools
-from portwright.model.errors import InvalidInput
+from portwright.model.errors import InvalidInput, NotSupported
 from portwright.model.network import AddressRange, Network
 from portwright.model.port import Limits, Owner, Port, PortState
+from portwright.node.chain import Chain
 from portwright.node.changes import Changes
 from portwright.node.core import Core
 from portwright.node.drops import DropFeed
 from portwright.node.follow import Follower
 from portwright.node.health import Health
+from portwright.node.migrate import Migration
 from portwright.node.networks import Networks
 from portwright.node.ports import Ports, PortSpec
 from portwright.node.switch import attach_mode
@@ -44,6 +48,7 @@ class Methods:
         changes: Changes,
         networks: Networks,
         health: Health,
+        chained: Chain,
         feed: DropFeed,
         follower: Follower | None,
         stop: Callable[[], None],
@@ -55,6 +60,7 @@ class Methods:
         self._changes = changes
         self._networks = networks
         self._health = health
+        self._chain = chained
         self._feed = feed
         self._follower = follower
         self._stop = stop
@@ -177,6 +183,7 @@ class Methods:
             attach=params.attach or "",
             model=params.model,
             queues=params.queues,
+            inner_addresses=params.inner_addresses,
             requested=tuple(_bare(ip) for ip in params.ips),
             routes=self._store.get_network(params.network).routes,
             dns=self._store.get_network(params.network).dns,
@@ -192,8 +199,15 @@ class Methods:
         return port
 
     async def port_list(self, params: m.PortListParams, _request: Request) -> tuple[Port, ...]:
-        """Oldest first; ``label`` is ``key`` or ``key=value``."""
-        found = self._store.ports(params.network, params.state)
+        """Oldest first, chained taps among them; ``label`` is ``key`` or ``key=value``."""
+        found: Iterable[Port] = (
+            *self._store.ports(params.network, params.state),
+            *(
+                one.port
+                for one in self._store.chained()
+                if params.network in (None, one.port.network) and params.state in (None, one.port.state)
+            ),
+        )
         if params.label is not None:
             key, equals, value = params.label.partition("=")
             found = (
@@ -203,11 +217,19 @@ class Methods:
 
     async def port_show(self, params: m.PortShowParams, _request: Request) -> Port:
         """The record, by id, name or representor; raises NotFound, or Conflict where several fit."""
-        return self._store.find_port(params.port)
+        one = self._store.find_chained(params.port)
+        return one.port if one is not None else self._store.find_port(params.port)
+
+    def _held(self, text: str) -> Port:
+        """The port that is meant. Raises NotFound, Conflict; NotSupported for a tap of another's device."""
+        if (one := self._store.find_chained(text)) is not None:
+            way_out = "nothing of ours holds it; attach with model tcfilter alone, and the port has it"
+            raise NotSupported(f"{one.port.tap}, on another plugin's device,", "this", way_out)
+        return self._store.find_port(text)
 
     async def port_link(self, params: m.PortLinkParams, _request: Request) -> m.PortLink:
         """The three states of R9, each of its own: what we want, what the kernel sees, what is recorded."""
-        port = self._store.find_port(params.port)
+        port = self._held(params.port)
         link = self._health.link(port)
         return m.PortLink(
             port_id=port.port_id,
@@ -219,6 +241,9 @@ class Methods:
 
     async def port_delete(self, params: m.PortDeleteParams, _request: Request) -> m.PortDeleted:
         """Once it answers nothing of the port is left but its resting addresses. Raises NotFound."""
+        if (one := self._store.find_chained(params.port)) is not None:
+            self._chain.delete(one)
+            return m.PortDeleted(port_id=one.port.port_id)
         port = self._store.find_port(params.port)
         self._ports.delete(port)
         self._changed()
@@ -226,7 +251,7 @@ class Methods:
 
     async def port_set(self, params: m.PortSetParams, _request: Request) -> Port:
         """Changes what is given and leaves the rest; a label of None is removed."""
-        port = self._store.find_port(params.port)
+        port = self._held(params.port)
         limits = None
         if params.limits is not None:
             limits = _merged(port.limits, params.limits)
@@ -238,14 +263,20 @@ class Methods:
 
     async def port_plug(self, params: m.PortPlugParams, request: Request) -> Port:
         """A new device for a detached port, in the namespace of the request's descriptor."""
-        port = self._store.find_port(params.port)
+        port = self._held(params.port)
         plugged = self._ports.plug(port, request.fds[0], params.netns, params.ifname)
         self._changed()
         return plugged
 
     async def port_unplug(self, params: m.PortUnplugParams, _request: Request) -> Port:
         """Takes the device away; addresses, limits and counters stay."""
-        return self._ports.unplug(self._store.find_port(params.port))
+        return self._ports.unplug(self._held(params.port))
+
+    async def port_migrate(self, params: mm.PortMigrateParams, _request: Request) -> mm.Migrated:
+        """Off their bridges, while they run; or how, with ``dry_run``."""
+        done = migrate(Migration(self._core), params)
+        self._changed()
+        return done
 
     # -- what it carried -------------------------------------------------------------------------
 
@@ -284,7 +315,7 @@ class Methods:
 
     def _chosen(self, name: str | None) -> list[Port]:
         if name is not None:
-            return [self._store.find_port(name)]
+            return [self._held(name)]
         return sorted(self._store.ports(), key=lambda p: p.created)
 
     def _drop_counters(self, ports: list[Port]) -> Iterator[tuple[Port, str, str, PwCounter]]:
@@ -328,8 +359,8 @@ class Methods:
             yield m.DropEvent(
                 time=drop.time,
                 port_id=drop.port_id,
-                rep="pw" + drop.port_id[:8],
-                direction=cast("m.Direction", drop.direction),
+                rep=drop.endpoint or "pw" + drop.port_id[:8],
+                direction=cast('m.Direction | Literal["ingress", "egress"]', drop.direction),
                 reason=drop.reason,
                 rule=drop.rule,
                 summary=drop.summary,

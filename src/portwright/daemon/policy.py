@@ -11,8 +11,10 @@ from collections.abc import Iterable
 import msgspec
 
 from portwright.api import policy as pm
-from portwright.node.policies import Applied, InForce
+from portwright.node.in_force import InForce
+from portwright.node.policies import Applied
 from portwright.policy.change import Change, Changes, changes
+from portwright.policy.host.whatif import Hosts
 from portwright.policy.rules import Policy
 from portwright.policy.services import services_text
 from portwright.policy.staged import DryRun, dry_runs
@@ -37,13 +39,17 @@ async def judged_state(applied: Applied) -> pm.PolicyState:
     state = policy_state(applied)
     if applied.states is None:
         return state
-    found = await asyncio.to_thread(changes, *applied.states)
+    before, after = applied.states
+    hosts = Hosts(before.bound, after.bound, before.published or after.published)
+    found = await asyncio.to_thread(changes, before[:2], after[:2], hosts=hosts)
     return msgspec.structs.replace(state, changes=_changes(found))
 
 
 async def staged_policies(state: InForce, chosen: Iterable[Policy]) -> tuple[pm.StagedPolicy, ...]:
     """What each of these staged policies would change of what is in force."""
-    found = await asyncio.to_thread(lambda: list(dry_runs(*state, chosen)))
+    policies, snapshot, bound, published = state
+    hosts = Hosts(bound, bound, published)
+    found = await asyncio.to_thread(lambda: list(dry_runs(policies, snapshot, chosen, hosts)))
     return tuple(map(_staged_policy, found))
 
 
@@ -79,4 +85,5 @@ def _change(row: Change) -> pm.PolicyChange:
         pairs=row.pairs,
         more_from=row.more_sources,
         more_to=row.more_targets,
+        via=row.via,
     )

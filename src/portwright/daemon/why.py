@@ -64,6 +64,7 @@ class Explainer:
         with self._core.entered(switch.fd):
             trace = engine.run(switch.programs["pw_from_port"], switch.maps, frame, port.rep_ifindex)
         steps = [m.WhyStep(step="packet", text=f"{params.proto} {src} > {dst}", detail=_ports(params))]
+        steps += _inside("source", port, src)
         steps += [m.WhyStep(step=s.step, text=s.text, detail=s.detail) for s in trace.steps]
         target = self._by_ifindex(switch, trace.ifindex)
         path: Literal["fast", "slow", ""] = ""
@@ -97,6 +98,8 @@ class Explainer:
                 steps += routed
                 if not passes:
                     verdict, delivered = "refused", ""
+        if target is not None and verdict == "allowed":
+            steps += _inside("destination", target, dst)
         steps += self._by_policy(src, dst, params)
         return m.Why(verdict=verdict, steps=tuple(steps), delivered_to=delivered, path=path)
 
@@ -136,6 +139,8 @@ class Explainer:
             routed, passes = self._by_host(switch, src, dst, params, Direction.INGRESS)
             steps += routed
             refused = not passes
+        if not refused:
+            steps += _inside("destination", port, dst)
         if src not in _HOST.values():
             steps += self._by_policy(src, dst, params)
         return m.Why(
@@ -184,6 +189,13 @@ def _own_address(port: Port, family: int) -> str:
         if (":" in a.address) == (family == 6):
             return a.address
     raise NotFound(f"IPv{family} address of port", port.port_id)
+
+
+def _inside(which: str, port: Port, address: str) -> list[m.WhyStep]:
+    """Of a clone's port: what stands in the packet on the guest's side of its tap."""
+    inner = [a for a in port.inner_addresses if (":" in a) == (":" in address)]
+    text = f"on the guest's side of {port.tap} the {which} is"
+    return [m.WhyStep(step="clone", text=f"{text} {a}", detail=f"{a} = {address}") for a in inner]
 
 
 def _frame(src_mac: str, dst_mac: str, src: str, dst: str, params: m.WhyParams) -> bytes:

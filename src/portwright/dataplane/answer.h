@@ -157,19 +157,16 @@ __noinline int pw_answer_echo(struct __sk_buff *skb, const struct pw_port *port,
 /* The verdict of an answered question, or TC_ACT_UNSPEC. */
 PW_INLINE int pw_answer(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
 {
-	int verdict = TC_ACT_UNSPEC;
-	__u32 what = 0;
+	bool arp = pkt->be_proto == bpf_htons(ETH_P_ARP), icmp6 = pkt->proto == IPPROTO_ICMPV6;
+	__u32 what = arp				   ? 1
+		     : icmp6 && pkt->icmp_type == 135	   ? 2
+		     : icmp6 || pkt->proto == IPPROTO_ICMP ? 3
+							   : 0;
+	int verdict = what == 1	  ? pw_answer_arp(skb, port)
+		      : what == 2 ? pw_answer_ns(skb, port, pkt)
+		      : what == 3 ? pw_answer_echo(skb, port, pkt)
+				  : TC_ACT_UNSPEC;
 
-	if (pkt->be_proto == bpf_htons(ETH_P_ARP)) {
-		verdict = pw_answer_arp(skb, port);
-		what = 1;
-	} else if (pkt->proto == IPPROTO_ICMPV6 && pkt->icmp_type == 135) {
-		verdict = pw_answer_ns(skb, port, pkt);
-		what = 2;
-	} else if (pkt->proto == IPPROTO_ICMP || pkt->proto == IPPROTO_ICMPV6) {
-		verdict = pw_answer_echo(skb, port, pkt);
-		what = 3;
-	}
 	if (verdict != TC_ACT_UNSPEC)
 		PW_STEP(skb, PW_S_ANSWERED, what, 0);
 	return verdict;

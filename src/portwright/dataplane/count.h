@@ -41,39 +41,48 @@ __noinline int pw_step(__u32 step, __u32 a, __u32 b)
 			pw_step((step), a, b); \
 	} while (0)
 
-PW_INLINE __u32 pw_segs(struct __sk_buff *skb)
+/*
+ * Of what a hypervisor wrote to a tap the kernel has not counted the segments.
+ * With room for the largest header, as what the guest says of its own may lie.
+ */
+__noinline __u32 pw_segments(struct __sk_buff *skb, const struct pw_packet *pkt)
 {
-	return skb->gso_segs ?: 1;
+	if (skb->gso_segs || !pkt || skb->len < pkt->l4_off + 60)
+		return skb->gso_segs ?: 1;
+	return (skb->len - pkt->l4_off - (pkt->tcp_len ?: 8) + skb->gso_size - 1) / skb->gso_size;
 }
 
-PW_INLINE void pw_add(struct pw_counter *counter, struct __sk_buff *skb)
+#define PW_SEGS(skb, pkt) ((skb)->gso_size ? pw_segments(skb, pkt) : 1)
+
+PW_INLINE void pw_add(struct pw_counter *counter, struct __sk_buff *skb, struct pw_packet *pkt)
 {
-	counter->packets += pw_segs(skb);
+	counter->packets += PW_SEGS(skb, pkt);
 	counter->octets += skb->len;
 }
 
 /* @octets: its length as it came; an answer may be longer or shorter than its question. */
-PW_INLINE void pw_count_from(struct __sk_buff *skb, __u64 port_id, __u32 octets, bool slow)
+PW_INLINE void pw_count_from(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
+			     __u32 octets, bool slow)
 {
 	struct pw_counters *counters = bpf_map_lookup_elem(&pw_counters, &port_id);
 
 	if (!counters || pw_traced(skb))
 		return;
-	counters->from_total.packets += pw_segs(skb);
+	counters->from_total.packets += PW_SEGS(skb, pkt);
 	counters->from_total.octets += octets;
 	if (slow)
-		pw_add(&counters->from_slow, skb);
+		pw_add(&counters->from_slow, skb, pkt);
 }
 
-PW_INLINE void pw_count_to(struct __sk_buff *skb, __u64 port_id, bool slow)
+PW_INLINE void pw_count_to(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id, bool slow)
 {
 	struct pw_counters *counters = bpf_map_lookup_elem(&pw_counters, &port_id);
 
 	if (!counters || pw_traced(skb))
 		return;
-	pw_add(&counters->to_total, skb);
+	pw_add(&counters->to_total, skb, pkt);
 	if (slow)
-		pw_add(&counters->to_slow, skb);
+		pw_add(&counters->to_slow, skb, pkt);
 }
 
 __noinline int pw_event(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
@@ -141,7 +150,7 @@ __noinline int pw_drop(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_
 		counter = bpf_map_lookup_elem(&pw_drops, &key);
 	}
 	if (counter)
-		pw_add(counter, skb);
+		pw_add(counter, skb, pkt);
 	pw_event(skb, pkt, port_id, dir_reason, other_net);
 	return TC_ACT_SHOT;
 }

@@ -188,7 +188,7 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 			   target ? PW_SIDE_EGRESS | PW_SIDE_INGRESS : PW_SIDE_EGRESS);
 	if (target && (verdict & PW_BY_RECEIVER)) {
 		/* The sender's part was carried; the receiver's port refused it. */
-		pw_count_from(skb, port->port_id, skb->len, false);
+		pw_count_from(skb, pkt, port->port_id, skb->len, false);
 		return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, port);
 	}
 	if (verdict)
@@ -197,7 +197,7 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 		return PW_NEXT;
 	if (target->flags & PW_PF_DOWN) {
 		/* A redirect to the peer would not look at the representor's state. */
-		pw_count_from(skb, port->port_id, skb->len, false);
+		pw_count_from(skb, pkt, port->port_id, skb->len, false);
 		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LINK_DOWN);
 	}
 	slow = pw_slow_reason(skb, port, pkt, target);
@@ -209,11 +209,11 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 	if ((target->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
 	    pw_over_limit(skb, target->port_id, PW_TO_PORT)) {
 		/* The sender's part was carried; the receiver's port refused it. */
-		pw_count_from(skb, port->port_id, skb->len, false);
+		pw_count_from(skb, pkt, port->port_id, skb->len, false);
 		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LIMIT);
 	}
 	PW_STEP(skb, PW_S_FAST, target->ifindex, 0);
-	pw_count_to(skb, target->port_id, false);
+	pw_count_to(skb, pkt, target->port_id, false);
 	return pw_forward(skb, pkt, target);
 }
 
@@ -261,9 +261,9 @@ int pw_from_port(struct __sk_buff *skb)
 	octets = skb->len;
 	verdict = pw_answer(skb, port, &pkt);
 	if (verdict != TC_ACT_UNSPEC) {
-		pw_count_from(skb, port->port_id, octets, false);
+		pw_count_from(skb, &pkt, port->port_id, octets, false);
 		if (!(port->flags & PW_PF_TAP)) /* else pw_to_port does */
-			pw_count_to(skb, port->port_id, false);
+			pw_count_to(skb, &pkt, port->port_id, false);
 		return verdict;
 	}
 	if (pkt.be_proto == bpf_htons(ETH_P_ARP))
@@ -274,9 +274,9 @@ int pw_from_port(struct __sk_buff *skb)
 	if (verdict == PW_NEXT && (port->flags & PW_PF_ONLINK) && !(pkt.flags & PW_P_GROUP_MAC))
 		bpf_skb_change_type(skb, PACKET_HOST);
 	if (verdict == PW_NEXT)
-		pw_count_from(skb, port->port_id, octets, true);
+		pw_count_from(skb, &pkt, port->port_id, octets, true);
 	else if (verdict == TC_ACT_REDIRECT)
-		pw_count_from(skb, port->port_id, skb->len, false);
+		pw_count_from(skb, &pkt, port->port_id, skb->len, false);
 	return verdict;
 }
 
@@ -343,7 +343,7 @@ int pw_to_port(struct __sk_buff *skb)
 	    pw_over_limit(skb, port->port_id, PW_TO_PORT))
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_LIMIT);
 	PW_STEP(skb, PW_S_DELIVER, ifindex, 0);
-	pw_count_to(skb, port->port_id, true);
+	pw_count_to(skb, &pkt, port->port_id, true);
 	return PW_NEXT;
 }
 

@@ -16,7 +16,14 @@ from typing import Literal
 
 import msgspec
 
-from portwright.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket, Request, RequestFailed
+from portwright.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NetlinkSocket,
+    Request,
+    RequestFailed,
+)
 from portwright.kernel.nlattr import attr_nested, attr_str, attr_u32, get_str, get_u32, parse_attrs
 from portwright.model.errors import Conflict, NotFound
 
@@ -25,6 +32,7 @@ Direction = Literal["ingress", "egress"]
 _RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
 _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
+_TC_H_ROOT = 0xFFFFFFFF
 _TC_H_CLSACT = 0xFFFFFFF1  # the parent of clsact and of the older ingress qdisc alike
 _HANDLE = 0xFFFF0000  # ffff:, which both of them get
 _PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
@@ -245,6 +253,13 @@ def detach_bpf(
 def _slot(ifindex: int, direction: Direction, pref: int, handle: int) -> bytes:
     info = pref << _PREF_SHIFT | _ETH_P_ALL
     return _TCMSG.pack(0, ifindex, handle, _PARENTS[direction], info) + attr_str(_TCA_KIND, "bpf")
+
+
+def without_queue(ifindex: int) -> Request:
+    """What the link transmits waits in no qdisc. Before it is up: later it takes grace periods."""
+    body = _TCMSG.pack(0, ifindex, 0, _TC_H_ROOT, 0) + attr_str(_TCA_KIND, "noqueue")
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    return Request(_RTM_NEWQDISC, flags, body, f"tc qdisc replace dev if{ifindex} root noqueue")
 
 
 def _clsact(ifindex: int) -> Request:

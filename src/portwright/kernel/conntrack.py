@@ -27,6 +27,7 @@ _CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
 _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT = 1, 2, 3
 #: Attribute numbers of (source, destination) in a tuple's IP part, by family.
 _CTA_IP = {int(socket.AF_INET): (1, 2), int(socket.AF_INET6): (3, 4)}
+_CT_IP_LENGTHS = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmpv6": 58}
 _PORT_MAX = 65535
 
@@ -78,6 +79,51 @@ def purge(where: NetlinkSocket | int | None, *wanted: Entries) -> int:
         return sum(_purge(where, family, matches) for family, matches in matchers.items())
     with NetlinkSocket(NETLINK_NETFILTER, where) as sock:
         return sum(_purge(sock, family, matches) for family, matches in matchers.items())
+
+
+class Reply(NamedTuple):
+    """What answers a translated connection: where its packets come from, and whom they address."""
+
+    proto: int
+    src: str
+    dst: str
+    src_port: int
+    dst_port: int
+
+
+def translated(sock: NetlinkSocket) -> list[Reply]:
+    """The replies of all connections with ports that are not simply their requests turned round."""
+    found = []
+    for family in _CT_IP_LENGTHS:
+        for message in sock.dump(Request(_CT_GET, 0, _NFGENMSG.pack(family, 0, 0), "conntrack --dump")):
+            attrs = parse_attrs(message.body, _NFGENMSG.size)
+            asked, reply = (
+                _tuple(attrs.get(which, b""), family) for which in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY)
+            )
+            if asked is None or reply is None:
+                continue
+            turned = Reply(asked.proto, asked.dst, asked.src, asked.dst_port, asked.src_port)
+            if reply != turned:
+                found.append(reply)
+    return found
+
+
+def _tuple(raw: bytes, family: int) -> Reply | None:
+    """A tuple with ports; None for another."""
+    attrs = parse_attrs(raw)
+    ip, proto = parse_attrs(attrs.get(_CTA_TUPLE_IP, b"")), parse_attrs(attrs.get(_CTA_TUPLE_PROTO, b""))
+    ends = [ip.get(kind, b"") for kind in _CTA_IP[family]]
+    ports = [proto.get(kind, b"")[:2] for kind in (_CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT)]
+    if any(len(end) != _CT_IP_LENGTHS[family] for end in ends) or any(len(port) != 2 for port in ports):
+        return None
+    number = proto.get(_CTA_PROTO_NUM, b"\0")[:1]
+    return Reply(
+        int.from_bytes(number, "big"),
+        socket.inet_ntop(family, ends[0]),
+        socket.inet_ntop(family, ends[1]),
+        int.from_bytes(ports[0], "big"),
+        int.from_bytes(ports[1], "big"),
+    )
 
 
 def _wants(entries: Entries) -> list[_Want]:

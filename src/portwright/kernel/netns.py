@@ -173,6 +173,12 @@ def living() -> Iterator[int]:
     What :func:`find_by_cookie` says of finding holds here. A descriptor is closed when the next
     one is asked for, or the iterator is: ``os.dup`` it to keep it.
     """
+    for _, fd in named():
+        yield fd
+
+
+def named() -> Iterator[tuple[str, int]]:
+    """As :func:`living`, each with a path that leads to it now."""
     seen: set[tuple[int, int]] = set()
     for path in _candidates():
         try:
@@ -187,7 +193,7 @@ def living() -> Iterator[int]:
         except (OSError, InvalidInput):
             continue  # ended, unmounted or hidden meanwhile
         try:
-            yield fd
+            yield path, fd
         finally:
             os.close(fd)
 

@@ -283,7 +283,7 @@ def parse_address(message: Message) -> AddrInfo | None:
     family, prefixlen, flags, scope, index = IFADDRMSG.unpack_from(body)
     attrs = parse_attrs(body, IFADDRMSG.size)
     # On a point-to-point address IFA_ADDRESS is the other end; IFA_LOCAL is always ours.
-    address = _ip(family, attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS))
+    address = ip_text(family, attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS))
     if address is None:
         return None
     return AddrInfo(
@@ -314,8 +314,8 @@ def parse_route(message: Message) -> RouteInfo | None:
         attrs = parse_attrs(hops[:length], _NEXTHOP.size) | attrs
     return RouteInfo(
         family=family,
-        dst=f"{_ip(family, attrs.get(RTA_DST)) or anywhere}/{dst_len}",
-        gw=_gateway(family, attrs),
+        dst=f"{ip_text(family, attrs.get(RTA_DST)) or anywhere}/{dst_len}",
+        gw=gateway(family, attrs),
         oif=oif,
         table=get_u32(attrs, RTA_TABLE, table),
         priority=get_u32(attrs, RTA_PRIORITY),
@@ -324,7 +324,7 @@ def parse_route(message: Message) -> RouteInfo | None:
         advmss=get_u32(metrics, RTAX_ADVMSS) or None,
         type=ROUTE_TYPES[kind] if kind < len(ROUTE_TYPES) else str(kind),
         proto=proto,
-        src=_ip(family, attrs.get(RTA_PREFSRC)),
+        src=ip_text(family, attrs.get(RTA_PREFSRC)),
         flags=flags,
     )
 
@@ -336,7 +336,7 @@ def parse_neighbour(message: Message) -> NeighInfo | None:
         return None
     family, index, state, flags, _ = NDMSG.unpack_from(body)
     attrs = parse_attrs(body, NDMSG.size)
-    address = _ip(family, attrs.get(NDA_DST))
+    address = ip_text(family, attrs.get(NDA_DST))
     if address is None:
         return None
     mac = _mac(attrs.get(NDA_LLADDR, b""))
@@ -354,15 +354,16 @@ def _mac(raw: bytes) -> str:
     return raw.hex(":") if raw else ""
 
 
-def _ip(family: int, raw: bytes | None) -> str | None:
+def ip_text(family: int, raw: bytes | None) -> str | None:
     """Render an address; None if there is none or its length does not fit its family."""
     if raw is None or (family, len(raw)) not in ((socket.AF_INET, _IPV4_LEN), (socket.AF_INET6, _IPV6_LEN)):
         return None
     return socket.inet_ntop(family, raw)
 
 
-def _gateway(family: int, attrs: dict[int, bytes]) -> str | None:
+def gateway(family: int, attrs: dict[int, bytes]) -> str | None:
+    """The gateway among a route's or a next hop's attributes, of either family; None without one."""
     via = attrs.get(RTA_VIA)
     if via is not None and len(via) > 2:  # struct rtvia: u16 family, address
-        return _ip(struct.unpack_from("=H", via)[0], via[2:])
-    return _ip(family, attrs.get(RTA_GATEWAY))
+        return ip_text(struct.unpack_from("=H", via)[0], via[2:])
+    return ip_text(family, attrs.get(RTA_GATEWAY))

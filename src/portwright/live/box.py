@@ -47,8 +47,12 @@ class _Said(msgspec.Struct, frozen=True, omit_defaults=True):
     error: WireError | None = None
 
 
-def run(work: Callable[[Client, Progress], list[bool]], progress: Progress) -> list[bool]:
+def run(
+    work: Callable[[Client, Progress], list[bool]], progress: Progress, node_name: str = ""
+) -> list[bool]:
     """Call ``work`` inside a private host, with a client of its daemon; what it returns.
+
+    ``node_name``: what HostEndpoints call that host.
 
     For a process with one thread. Raises what ``work`` raises, KernelFailed where the kernel refuses the
     namespaces (they need root), and ProbeFailed where a process inside ended by itself. Nothing is left then
@@ -61,7 +65,7 @@ def run(work: Callable[[Client, Progress], list[bool]], progress: Progress) -> l
         child = private.fork()
         if not child:
             os.close(near)
-            _inside(work, far)
+            _inside(work, far, node_name)
     except BaseException:
         os.close(near)
         raise
@@ -117,23 +121,23 @@ def _terminable() -> Iterator[None]:
 # --- inside -------------------------------------------------------------------------------------
 
 
-def _inside(work: Callable[[Client, Progress], list[bool]], far: int) -> NoReturn:
+def _inside(work: Callable[[Client, Progress], list[bool]], far: int, node_name: str) -> NoReturn:
     """The second process, from its first line to its last."""
     status = 1
     try:
         os.setsid()  # ^C is for the caller, who ends us
-        _say(far, _work(work, far))
+        _say(far, _work(work, far, node_name))
         status = 0
     finally:
         os._exit(status)
 
 
-def _work(work: Callable[[Client, Progress], list[bool]], far: int) -> _Said:
+def _work(work: Callable[[Client, Progress], list[bool]], far: int, node_name: str) -> _Said:
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
         private.leave(_HIDDEN)
-        with _daemon(), Client(RUN_DIR / "portwright.sock", timeout=_CALL_WITHIN) as client:
+        with _daemon(node_name), Client(RUN_DIR / "portwright.sock", timeout=_CALL_WITHIN) as client:
             return _Said(result=work(client, lambda text: _say(far, _Said(progress=text))))
     except Exception as error:  # noqa: BLE001 - the caller raises it again
         return _Said(error=msgspec.convert(error_to_wire(error), WireError))
@@ -146,13 +150,13 @@ def _say(far: int, said: _Said) -> None:
 
 
 @contextlib.contextmanager
-def _daemon() -> Iterator[None]:
+def _daemon(node_name: str) -> Iterator[None]:
     """A started daemon, and at the end none."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
         notify.bind(str(NOTIFY))
         child = private.fork()
         if not child:
-            _serve()
+            _serve(node_name)
         handle = os.pidfd_open(child)
         try:
             _await_ready(notify, handle)
@@ -178,7 +182,7 @@ def _await_ready(notify: socket.socket, handle: int) -> None:
     raise ProbeFailed("the private host", f"its daemon did not start: {''.join(told) or 'it said nothing'}")
 
 
-def _serve() -> NoReturn:
+def _serve(node_name: str) -> NoReturn:
     """The third process: `portwright node run`, of which nobody outside can tell."""
     status = 1
     try:
@@ -192,6 +196,6 @@ def _serve() -> NoReturn:
         os.environ["NOTIFY_SOCKET"] = str(NOTIFY)
         from portwright.daemon.main import main  # noqa: PLC0415 - of no use to the other two processes
 
-        status = main(state_dir=STATE_DIR, run_dir=RUN_DIR)
+        status = main(state_dir=STATE_DIR, run_dir=RUN_DIR, node_name=node_name)
     finally:
         os._exit(status)

@@ -31,9 +31,16 @@ class ProbeFailed(PortwrightError):
         self.why = why
 
 
+#: In a port's place: the host itself, and what is behind its own interface.
+HOST, OUTSIDE = "host:", "outside:"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an address is: a namespace (its descriptor, the caller's), and the port before it, if any."""
+    """Where an address is: a namespace (its descriptor, the caller's), and the port before it, if any.
+
+    ``port_id`` may be HOST or OUTSIDE, too.
+    """
 
     netns: int
     port_id: str = ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Container, Sequence
 
 from portwright.api.client import Client
 from portwright.domains.names import asked, naming
-from portwright.live import box
+from portwright.live import box, hosts
+from portwright.live.hosts import calmly
 from portwright.live.probe import Prober
 from portwright.live.sandboxes import Sandboxes
 from portwright.model.errors import InvalidInput
@@ -17,8 +17,6 @@ from portwright.policy.rules import TCP, UDP, Endpoint, Flow, Snapshot
 
 #: What a run may be asked: a sandbox each, and a packet each; some 10 ms and 0.3 ms.
 MAX_PODS, MAX_CELLS = 1_000, 250_000
-#: Seconds between two words about how far it is; what takes less says nothing.
-_SAY_EVERY = 1.0
 _DNS = 53
 
 
@@ -35,22 +33,25 @@ def refuse_too_many(snapshot: Snapshot) -> None:
 def verdicts(
     files: Sequence[tuple[str, str]], manifests: Manifests, progress: box.Progress
 ) -> list[bool | None]:
-    """Whether each cell's packet arrives, in the order of the matrix's cells; None: it can't be tried.
+    """Whether each cell's packet arrives, in the order of the matrix's cells, host endpoints' last.
+
+    None: it can't be tried.
 
     ``files`` (name, text) are what ``manifests`` was read from; a daemon of their own applies them, and each
     pod becomes a sandbox. Raises InvalidInput for what the daemon refuses, and as box.run and Prober.send do;
     then nothing is left.
     """
     world = addressed(manifests.snapshot)
+    asked_of_hosts = hosts.questions(manifests)
     cells = list(questions(world))
     proxied = {pod.title for pod in pods_of(world) if asked(naming(manifests.policy_set), pod)}
     sent = [at for at, cell in enumerate(cells) if not _is_look_up(*cell, proxied)]
     flows = [cells[at][2] for at in sent]
-    arrived = box.run(lambda client, say: _sent(client, files, pods_of(world), flows, _calmly(say)), progress)
+    arrived = box.run(lambda client, say: _sent(client, files, pods_of(world), flows, calmly(say)), progress)
     found: list[bool | None] = [None] * len(cells)
     for at, verdict in zip(sent, arrived, strict=True):
         found[at] = verdict
-    return found
+    return found + hosts.verdicts(files, manifests, asked_of_hosts, progress)
 
 
 def _is_look_up(source: Endpoint, target: Endpoint, flow: Flow, proxied: Container[str]) -> bool:
@@ -75,15 +76,3 @@ def _sent(
     client.policy_apply(files)
     prober = Prober(sandboxes.places, client.drops)
     return prober.send(flows, lambda done: progress(f"{done:,} of {len(flows):,} packets"))
-
-
-def _calmly(progress: box.Progress) -> box.Progress:
-    last = time.monotonic()
-
-    def say(text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _SAY_EVERY:
-            last = time.monotonic()
-            progress(text)
-
-    return say

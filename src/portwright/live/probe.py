@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from portwright.live import packets
-from portwright.live.ears import Ears, Place, ProbeFailed, heard, open_socket, opener, reset
+from portwright.live.ears import HOST, OUTSIDE, Ears, Place, ProbeFailed, heard, open_socket, opener, reset
 from portwright.policy.rules import TCP, UDP, Flow
 
 #: Seconds within which a packet has arrived or is counted as dropped, on the busiest machine.
@@ -30,6 +30,7 @@ _FIRST_PORT: Final = 40_000  # of crafted packets' source ports
 
 #: A drop that is policy's verdict; and such as policy makes and are none.
 _VERDICT: Final = "policy"
+_OF_NO_CONNECTION: Final = "ct-state-invalid"
 _JUDGED: Final = frozenset({_VERDICT, "not_ready", "fragment_order", "flow_table"})
 
 #: Of (port_id, direction, reason): packets dropped since the port was made.
@@ -50,6 +51,10 @@ class DropCount(Protocol):
     @property
     def reason(self) -> str:
         """Why."""
+
+    @property
+    def rule(self) -> str:
+        """By which rule, of a host endpoint."""
 
     @property
     def packets(self) -> int:
@@ -75,6 +80,13 @@ class _Shot:
         flow = self.flow
         what = f" port {flow.port}" if flow.port is not None else ""
         return f"{flow.source} -> {flow.destination} protocol {flow.protocol}{what}"
+
+    @property
+    def by_host(self) -> str:
+        """The direction in which a host endpoint judges it, as it passes the host's own interface; or ''."""
+        if self.source.port_id == OUTSIDE:
+            return "ingress"
+        return "egress" if self.target.port_id == OUTSIDE else ""
 
     @property
     def decided(self) -> bool:
@@ -123,8 +135,12 @@ class Prober:
         return [found[at] for at in range(len(flows))]
 
     def _ends(self, flow: Flow) -> tuple[str, str]:
-        """What tells flows of a round apart: the sender's and the receiver's ports; '' where none is."""
-        return self._place(flow.source).port_id, self._place(flow.destination).port_id
+        """What tells flows of a round apart: the sender's and the receiver's ports; '' where none is.
+
+        Those that have to do with the host go one by one: its drops are counted for all alike.
+        """
+        ends = self._place(flow.source).port_id, self._place(flow.destination).port_id
+        return (HOST, "") if {HOST, OUTSIDE} & {*ends} else ends
 
     def _place(self, address: str) -> Place:
         found = self._places.get(address)
@@ -133,7 +149,13 @@ class Prober:
         return found
 
     def _counted(self) -> Drops:
-        return {(d.port_id, d.direction, d.reason): d.packets for d in self._drops()}
+        found: dict[tuple[str, str, str], int] = {}
+        for drop in self._drops():
+            # The last packets of a connection that was reset belong to none any more: no verdict.
+            if drop.rule != _OF_NO_CONNECTION:
+                key = (drop.port_id, drop.direction, drop.reason)
+                found[key] = found.get(key, 0) + drop.packets
+        return found
 
     def _round(self, flows: Sequence[Flow], before: Drops) -> tuple[list[bool], Drops]:
         began = time.monotonic()
@@ -179,6 +201,8 @@ class Prober:
             )
             sender.sendto(data, (flow.destination, 0 if crafted else flow.port or 0))
         except OSError as error:
+            if error.errno == errno.EPERM and shot.by_host == "egress":
+                return  # the host's own rules say so to who sends, and count it
             raise ProbeFailed(shot.title, f"can't be sent: {error.strerror}") from None
 
     @staticmethod
@@ -231,8 +255,13 @@ def _account(shots: Iterable[_Shot], before: Drops, after: Drops) -> None:
     for shot in shots:
         ends = {(shot.source.port_id, "from_port"), (shot.target.port_id, "to_port")}
         mine = {key for key in new if key[:2] in ends}
-        explained |= mine
+        by_host = {key for key in new if shot.by_host and key[0].startswith(HOST)}
+        explained |= mine | by_host
         shot.dropped = {reason for _, _, reason in mine}
+        if any(direction == shot.by_host for _, direction, _ in by_host):
+            shot.dropped.add(_VERDICT)
+        elif by_host:
+            shot.arrived = True  # else there were no answer to drop
         if shot.dropped - {_VERDICT}:
             why = f"dropped, and not by policy: {', '.join(sorted(shot.dropped - {_VERDICT}))}"
             raise ProbeFailed(shot.title, why)

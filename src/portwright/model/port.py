@@ -8,6 +8,9 @@ import msgspec
 
 from portwright.model.network import Dns, Route
 
+#: Of a tap: Linux's MAX_TAP_QUEUES.
+MAX_QUEUES = 256
+
 
 class PortState(enum.StrEnum):
     """creating -> attached <-> detached -> deleting -> (gone)."""
@@ -76,6 +79,38 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"name/{self.name}"
 
 
+class InnerBridge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A bridge in a sandbox's namespace with its device and a hypervisor's tap on it, as Kata 1.x makes it.
+
+    ``*_clsact``: whether it has one that is not ours.
+    """
+
+    bridge: str
+    bridge_mac: str
+    device: str
+    device_index: int
+    tap: str
+    tap_index: int
+    device_clsact: bool = False
+    tap_clsact: bool = False
+
+
+class Adopted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A device that somebody else made, and what it was before it came off its bridge to be a representor.
+
+    It keeps its name, ``link``, by which its maker finds it; the representor's name is an altname of it.
+    """
+
+    link: str
+    bridge: str
+    bridge_mac: str  # what the sandbox takes for its gateway's
+    sources: tuple[str, ...] = ()  # the bridge's addresses: what the host speaks to the sandbox from
+    tap: bool = False  # of a hypervisor, else a veth's end
+    clsact: bool = False  # whether it had one that is not ours
+    settings: dict[str, int] = {}  # as a port of the bridge (kernel.rtnl_bridge)
+    inner: InnerBridge | None = None
+
+
 class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The record of a port: all that DEL, CHECK, GC and re-plug need, with no other input."""
 
@@ -94,6 +129,8 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sandbox: NetnsRef
     tap: str = ""  # of models for VMs: the tap in the sandbox's namespace that the device is joined with
     queues: int = 1  # of the tap
+    inner_addresses: tuple[str, ...] = ()  # of a clone: what its guest has where the port has its own
+    clone: int = 0  # its number in the map of clones
     rep_ifindex: int = 0
     admin: str = "up"  # or "down": what `link disable` left, for the next device too
     addresses: tuple[PortAddress, ...] = ()
@@ -104,7 +141,20 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     ipam: str = "portwright"  # or the type of a foreign IPAM plugin that must be called on DEL
     cni: dict[str, object] = {}  # what DEL of a foreign IPAM needs: config, path, args
+    adopted: Adopted | None = None  # of the model adopt alone
     created: float = 0.0  # unix seconds
+
+
+class Chained(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A tap of ours on a device that another plugin made: a way into a guest, and no port in the full sense.
+
+    ``port`` is how it is shown: ``ifname`` is the device, ``rep_name`` is '', for there is no representor and
+    so nothing that a port is held by. Several may have one owner: a CNI attachment with several devices.
+    """
+
+    port: Port
+    index: int  # of the device
+    clsact: bool = False  # whether the device's is ours
 
 
 def tap_name(port_id: str) -> str:

@@ -22,10 +22,13 @@ from portwright.kernel.bpf import Direction
 from portwright.kernel.netlink import NetlinkSocket, Request
 from portwright.model.errors import Conflict, InternalError, KernelFailed, NetlinkFailed, NotFound
 from portwright.model.network import GATEWAY_MAC
-from portwright.node import entries, nat, taps
+from portwright.node import clones, entries, inner, lent, nat, taps
 from portwright.node.faults import Faults
 from portwright.node.sandbox import Sandbox
 from portwright.node.switch import DIRECTIONS, Switch
+from portwright.plan import adopt_operations as adopt_op
+from portwright.plan import clone_operations as clone_op
+from portwright.plan import inner_operations as inner_op
 from portwright.plan import operations as op
 from portwright.plan import tap_operations as tap_op
 
@@ -203,6 +206,11 @@ class Applier:
         self._device_index = link.link_index
         self._send("host", rtnl.link_set(link.index, alias=operation.alias))
 
+    def _create_host_tap(self, operation: tap_op.CreateHostTap) -> None:
+        taps.create_host(self._switch.fd, operation)
+        index = self._ifindex(operation.rep)
+        self._send("host", rtnl.link_set(index, mtu=operation.mtu, alias=operation.alias))
+
     def _await_link(self, rep: str) -> None:
         """The link watch runs at once for a veth (linkwatch_urgent_event), so this is a look or two.
 
@@ -218,9 +226,9 @@ class Applier:
             select.select([], [], [], _LOOK_AGAIN)
 
     def _delete_link(self, rep: str) -> None:
-        """Only a veth that carries the gateway's MAC under the recorded name is ours."""
+        """Only a veth or a tap that carries the gateway's MAC under the recorded name is ours."""
         link = rtnl.link_by_name(self._switch.rtnl, rep)
-        if link is None or link.name != rep or link.kind != "veth" or link.mac != GATEWAY_MAC:
+        if link is None or (link.name, link.mac) != (rep, GATEWAY_MAC) or link.kind not in {"veth", "tun"}:
             return
         self._switch.reaper.delete(link.index)
 
@@ -231,17 +239,31 @@ class Applier:
                 self._delete_link(rep)
             case op.AwaitLink(rep=rep):
                 self._await_link(rep)
+            case tap_op.CreateHostTap():
+                self._create_host_tap(operation)
+            case tap_op.CreateMacvtap():
+                taps.create_macvtap(self._inside(), operation)
             case tap_op.CreateTap():
                 taps.create(self._inside(), operation)
             case tap_op.JoinLinks():
                 taps.join(self._inside(), operation, self._switch.joiner)
             case tap_op.DeleteTap():
                 taps.delete(operation)
+            case clone_op.JoinClone():
+                clones.join(self._inside(), operation, switch)
+            case clone_op.RemoveClone():
+                clones.remove(operation, switch)
+            case tap_op.AdoptLink():
+                taps.adopt(self._inside(), operation, self._switch.joiner)
+            case tap_op.PartLinks():
+                taps.part(operation)
             case op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):
                 fresh = bool(self._device_index)  # made by this very plan
                 switch.attach(port_id, self._ifindex(rep), direction_of(direction), how, fresh=fresh)
-            case op.DetachProgram(port_id=port_id, direction=direction):
+            case op.DetachProgram(port_id=port_id, direction=direction, rep=rep):
                 switch.detach(port_id, direction_of(direction))
+                if rep:
+                    lent.detach(switch, rep, direction_of(direction))
             case op.PutPort():
                 self._put_port(operation)
             case op.RemovePort(rep=rep, port_id=port_id, ifindex=ifindex):
@@ -267,6 +289,39 @@ class Applier:
                     self._beside.append(switch.beside(purge))
                 if self._faults.armed:
                     self._join()
+            case _:
+                self._do_lent(operation)
+
+    def _do_lent(self, operation: op.Operation) -> None:
+        """Operations on a device that is somebody else's."""
+        switch = self._switch
+        match operation:
+            case adopt_op.BorrowLink(rep=rep):
+                self._index[rep] = lent.borrow(switch, operation)
+            case adopt_op.ReturnLink():
+                lent.give_back(switch, operation)
+            case adopt_op.AddWay():
+                lent.add_way(switch, operation)
+            case adopt_op.DropWay():
+                lent.drop_way(switch, operation)
+            case adopt_op.LeaveBridge():
+                lent.leave(switch, operation)
+            case adopt_op.EnterBridge():
+                lent.enter(switch, operation)
+            case adopt_op.CloseLink():
+                lent.close(switch, operation)
+            case adopt_op.AnswerFor():
+                lent.answer_for(switch, operation)
+            case adopt_op.AnswerNoMore():
+                lent.answer_no_more(switch, operation)
+            case inner_op.BypassBridge():
+                inner.bypass(operation, switch.joiner)
+            case inner_op.UseBridge():
+                inner.use(operation)
+            case inner_op.DropBridge():
+                inner.drop(operation)
+            case inner_op.MakeBridge():
+                inner.make(operation)
             case _:
                 raise InternalError(f"no way to apply {type(operation).__name__}")
 

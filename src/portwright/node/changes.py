@@ -211,7 +211,7 @@ class Changes:
 
     def _tell_mtu(self, switch: Switch, port: Port) -> None:
         """Sets the MTU of the sandbox's end. It is the sandbox's to refuse: then it is only enforced."""
-        fd = self._core.sandbox_fd(port)
+        fd = self._core.sandbox_fd(port) if port.model != veth.DIRECT else None
         if fd is None:
             return
         try:
@@ -284,7 +284,7 @@ def _fetch(switch: Switch, port: Port, moved_to: int, index: int) -> bool:
             link = rtnl.link_by_index(there, index)
             if link is None or f"port-{port.port_id}" not in link.altnames:
                 return False
-            name = port.rep_name if link.name != port.rep_name else None
+            name = port.rep_name if port.rep_name not in (link.name, *link.altnames) else None
             there.execute([rtnl.link_set(index, netns_fd=switch.fd, name=name)])
     finally:
         os.close(fd)

@@ -19,7 +19,7 @@ from portwright.kernel.bpf import is_bpffs, mount_bpffs, umount_bpffs
 from portwright.model.errors import InvalidInput, KernelFailed
 from portwright.model.network import Network
 from portwright.model.port import NetnsRef, Port
-from portwright.node import nat, sandbox, steer
+from portwright.node import moved, nat, sandbox, steer
 from portwright.node.faults import Faults
 from portwright.node.hosts import Hosts
 from portwright.node.paths import Paths
@@ -51,6 +51,7 @@ class Core:
         self.node_name = node_name or socket.gethostname()
         hosts = Hosts(store, self.switch_for, self.node_name, faults)
         self.policies = Policies(store, self.switches, faults, hosts)
+        self.policies.chained = lambda: [one.port for one in store.chained()]
         self.strays = self._find_strays()
         self._own_fd = netns.self_fd()
         self.own_cookie = netns.cookie(self._own_fd)
@@ -66,7 +67,8 @@ class Core:
         try:
             boot_id = netns.boot_id()
             if store.note_boot(boot_id) != boot_id:
-                for kind in ("sysctl", steer.KIND):  # of an earlier boot: what is there today is not ours
+                # of an earlier boot: what is there today is not ours
+                for kind in ("sysctl", steer.KIND, moved.KIND):
                     for thing in store.owned(kind):
                         store.disown(kind, thing.name)
             paths.bpf.mkdir(exist_ok=True, mode=0o700)
@@ -179,6 +181,7 @@ class Core:
             self.faults.at("close:table")
         except KernelFailed as error:
             log.error("nftables table: %s", error)
+        moved.drop_addresses(self.store, switch)
         self._restore_forwarding(switch)
         self.faults.at("close:sysctl")
         switch.remove()
@@ -275,6 +278,15 @@ class Core:
                 if path.startswith("net/ipv6"):
                     self._keep_router_advertisements(switch)
                 sysctl.write(path, "1", netns_fd=switch.fd)
+
+    def set_sysctl(self, switch: Switch, path: str, value: str) -> None:
+        """Sets one, if it is there, until no port is left in the namespace."""
+        with contextlib.suppress(KernelFailed):
+            before = sysctl.read(path, netns_fd=switch.fd)
+            if before != value:
+                detail = {"before": before, "ours": value}
+                self.store.own("sysctl", f"{switch.ref.cookie:x}:{path}", detail)
+                sysctl.write(path, value, netns_fd=switch.fd)
 
     def _keep_router_advertisements(self, switch: Switch) -> None:
         """A forwarding host ignores router advertisements unless accept_ra is 2 (ip-sysctl.rst).

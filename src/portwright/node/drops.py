@@ -1,4 +1,7 @@
-"""Follows the ring of drop events and hands each to whoever listens. Bounded at every end."""
+"""Follows the rings of drop events, and the host's own drops, and hands each to whoever listens.
+
+Bounded at every end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from portwright.kernel.bpf import RingBuffer
 from portwright.node.core import Core
+from portwright.node.host_drops import HostDropFeed
 from portwright.observe.events import Drop, parse
 
 #: Drops kept for a listener that does not keep up; older ones are counted as lost.
@@ -22,10 +26,15 @@ class DropFeed:
         self._loop = loop
         self._rings: dict[int, RingBuffer] = {}
         self._listeners: dict[asyncio.Queue[Drop], list[int]] = {}
+        self._host = HostDropFeed(core, loop, self._hand_out)
 
     def sync(self) -> None:
         """Reads the rings of the switches that are there now, if anybody listens."""
         wanted = set(self._core.switches) if self._listeners else set()
+        if self._listeners:
+            self._host.start()
+        else:
+            self._host.stop()
         for cookie in set(self._rings) - wanted:
             self._stop(cookie)
         for cookie in wanted - set(self._rings):
@@ -35,6 +44,7 @@ class DropFeed:
 
     def close(self) -> None:
         """Stops reading; the kernel goes on to fill the rings."""
+        self._host.stop()
         for cookie in list(self._rings):
             self._stop(cookie)
 
@@ -50,8 +60,10 @@ class DropFeed:
 
     def _publish(self, record: bytes) -> None:
         drop = parse(record, self._core.policies.rule_title)
-        if drop is None:
-            return
+        if drop is not None:
+            self._hand_out(drop)
+
+    def _hand_out(self, drop: Drop) -> None:
         for queue, lost in self._listeners.items():
             try:
                 queue.put_nowait(drop._replace(lost=drop.lost + lost[0]))

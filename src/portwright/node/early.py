@@ -13,7 +13,7 @@ import contextlib
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -76,17 +76,18 @@ class Early:
                 else:
                     self._there[name] = link.index, nets
 
-    def dropped(self) -> dict[str, tuple[int, int]]:
-        """(packets, bytes) by interface, since its nets were last changed."""
-        found = {}
-        for name in self._there:
+    def dropped(self) -> Iterator[tuple[str, str, int, int]]:
+        """(interface, net, packets, bytes), since the interface's nets were last changed; none of none."""
+        for name, (_, nets) in self._there.items():
             with (
                 contextlib.suppress(KernelFailed),
                 contextlib.closing(Map.from_pin(self._pin(name, "map"))) as kept,
             ):
-                counters = [PwCounter.unpack(value) for _, value in kept.items()]
-                found[name] = sum(c.packets for c in counters), sum(c.octets for c in counters)
-        return found
+                counted = {key: PwCounter.unpack(value) for key, value in kept.items()}
+                for net in nets:
+                    count = counted.get(policy_values.net_key(net))
+                    if count is not None and count.packets:
+                        yield name, net, count.packets, count.octets
 
     def _attach(self, own: Namespace, name: str, ifindex: int, nets: Nets) -> None:
         spec = CollectionSpec.load(OBJECT)

@@ -8,10 +8,13 @@ import msgspec
 
 from portwright.model.network import Isolation
 from portwright.model.port import Port
+from portwright.policy.engine import selects
 from portwright.policy.isolation import Home, labelled
+from portwright.policy.lint import Lint
+from portwright.policy.lints.chained import chained_ports
 from portwright.policy.manifests.cluster import workload_labels
 from portwright.policy.manifests.read import DEFAULT_NAMESPACE, Manifests
-from portwright.policy.rules import Endpoint, EndpointKind, Snapshot
+from portwright.policy.rules import Direction, Endpoint, EndpointKind, Snapshot
 
 #: Labels that CNI's Kubernetes arguments become (docs/cni.md).
 POD_NAME, POD_NAMESPACE = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace"
@@ -58,6 +61,28 @@ def _without(endpoint: Endpoint, ours: set[str]) -> Endpoint:
     if endpoint.kind is not EndpointKind.WORKLOAD or ours.isdisjoint(endpoint.addresses):
         return endpoint
     return msgspec.structs.replace(endpoint, addresses=tuple(a for a in endpoint.addresses if a not in ours))
+
+
+def about(manifests: Manifests, port: Port) -> list[str]:
+    """The policies that select a port, none that is staged, as ``KIND NAME``."""
+    policies = [p for p in manifests.policy_set.policies if not p.staged]
+    if not policies:
+        return []
+    ends = [e for e in snapshot_of(manifests, [port]).endpoints if (e.namespace, e.name) == identity(port)]
+    return [
+        f"{policy.kind} {policy.title}"
+        for policy in policies
+        if any(selects(policy, end, direction) for end in ends for direction in Direction)
+    ]
+
+
+def unheld(manifests: Manifests, chained: Iterable[Port]) -> tuple[Lint, ...]:
+    """A finding for each policy that selects taps on other plugins' devices, which it can't hold."""
+    found: dict[str, list[str]] = {}
+    for port in chained:
+        for title in about(manifests, port):
+            found.setdefault(title, []).append("/".join(identity(port)))
+    return tuple(chained_ports(title, pods) for title, pods in sorted(found.items()))
 
 
 def identity(port: Port) -> tuple[str, str]:

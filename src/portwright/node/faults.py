@@ -6,13 +6,18 @@ with ``kill -9`` from outside. The places (tests/faults/ goes through all of the
     add:3:before, add:3:after          around the fourth operation of the next ADD; likewise
                                        del, plug, unplug, clear, restore, undo-add, undo-plug, abandon,
                                        set (settings that were asked for), heard (settings that the
-                                       representor has already), undo-set, undo-heard, refresh
+                                       representor has already), undo-set, undo-heard, refresh,
+                                       chain, unchain, abandon-chain (taps on other plugins' devices),
+                                       migrate, leave, undo-migrate (sandboxes on a bridge; and off it)
     add:intent, add:commit             the intent is on disk, the kernel untouched; the outcome is on disk,
-                                       the caller not told; likewise del, plug, unplug, set, heard
+                                       the caller not told; likewise del, plug, unplug, set, heard, chain,
+                                       unchain
     undo-set:intent                    a set was refused, the former settings are on record again; likewise
                                        undo-heard
     set:told                           the sandbox's end has its MTU, the outcome is not on disk; likewise
                                        heard
+    migrate:intent, migrate:commit     all sandboxes of a bridge are about to leave it; are on record as ports
+    migrate:kept, migrate:removed      the bridge's addresses are the loopback's too; the bridge is gone
     replay:done                        a spooled DEL is carried out, its file still there
     load:maps, load:programs           of a new data path its maps are pinned; its programs too, but no link
                                        runs them

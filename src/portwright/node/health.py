@@ -11,8 +11,10 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from portwright.attach import macvtap, tap
 from portwright.dataplane import values
 from portwright.dataplane.abi import PwPort, PwTarget
 from portwright.ipam import Leak, ObservedLink, find_leaks
@@ -21,7 +23,7 @@ from portwright.kernel.bpf import features
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.model.port import Port, PortState
-from portwright.node import taps
+from portwright.node import bridges, clones, taps
 from portwright.node.core import Core
 from portwright.node.domains import TROUBLE, summary
 from portwright.node.nat import subnets
@@ -64,8 +66,11 @@ class Health:
             return ["the namespace of its representor is gone"]
         problems = self._representor(switch, port)
         problems += self._data_path(switch, port)
-        fd = sandbox_fd if sandbox_fd is not None else self._core.sandbox_fd(port)
-        if fd is None:
+        on_host = port.adopted is not None and port.adopted.tap
+        fd = sandbox_fd if sandbox_fd is not None or on_host else self._core.sandbox_fd(port)
+        if on_host:
+            pass
+        elif fd is None:
             problems.append(f"the sandbox {port.sandbox.path} is gone")
         else:
             try:
@@ -115,7 +120,7 @@ class Health:
                 problems.append(f"map pw_addrs does not lead {a.address} to port {port.port_id}")
         if switch.maps["pw_counters"].lookup_percpu(values.port_key(port.port_id)) is None:
             problems.append(f"map pw_counters has no entry of port {port.port_id}")
-        return problems
+        return problems + clones.lacks(switch, port)
 
     def _subnets(self, switch: Switch, port: Port) -> list[str]:
         network = self._store.get_network(port.network)
@@ -162,15 +167,19 @@ class Health:
         for switch in core.switches.values():
             names = {}
             for link in rtnl.links(switch.rtnl, stats=False):
-                names[link.index] = link.name
                 # Another daemon's representors have such names too; only ours are in our record.
-                if link.name in reps:
-                    links.append(ObservedLink(netns=switch.ref.cookie, name=link.name, ifindex=link.index))
+                ours = next((n for n in (link.name, *link.altnames) if n in reps), "")
+                names[link.index] = ours or link.name
+                if ours:
+                    links.append(ObservedLink(netns=switch.ref.cookie, name=ours, ifindex=link.index))
             known = {_prefix(a.address): a.address for p in ports for a in p.addresses}
             for route in rtnl.routes(switch.rtnl, table=254):
                 if route.dst in known:
                     routed[known[route.dst]] = names.get(route.oif, "")
         for port in ports:
+            if port.adopted and port.adopted.tap:  # a guest on the host itself
+                living.add(port.sandbox.cookie)
+                continue
             fd = core.sandbox_fd(port)
             if fd is not None:
                 living.add(port.sandbox.cookie)
@@ -296,6 +305,7 @@ class Health:
                 "docs/policy.md, Domain names, has the bounds; the log says which look-up met which",
             )
         )
+        findings.append(_bridges(switch))
         findings += _host_chains(switch, steered=is_steered(self._store, switch))
         return findings
 
@@ -310,6 +320,35 @@ class Health:
             return ""
 
 
+def _bridges(switch: Switch) -> Finding:
+    depend = bridges.dependants(switch)
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in sorted(counts.items()))
+        for name, counts in sorted(depend.items())
+    )
+    first = next(iter(sorted(depend)), "")
+    return Finding(
+        "bridges",
+        not depend,
+        "info",
+        said or "no sandbox depends on a bridge",
+        f"move them while they run: portwright port migrate --bridge {first} --dry-run says how",
+    )
+
+
+def dropping(switch: Switch, hook: str) -> list[str]:
+    """Base chains of nftables at a hook (iptables-nft's too) that drop what no rule of theirs accepts."""
+    return _dropping(switch.nft.run_json("list chains"), hook)
+
+
+def _dropping(chains: Iterable[dict[str, object]], hook: str) -> list[str]:
+    return [
+        f"{c.get('family')} {c.get('table')} {c.get('name')}"
+        for entry in chains
+        if isinstance(c := entry.get("chain"), dict) and c.get("hook") == hook and c.get("policy") == "drop"
+    ]
+
+
 def _host_chains(switch: Switch, *, steered: bool) -> list[Finding]:
     """A foreign FORWARD chain with policy drop (Docker's) stops all that leaves the host.
 
@@ -319,16 +358,7 @@ def _host_chains(switch: Switch, *, steered: bool) -> list[Finding]:
         chains = switch.nft.run_json("list chains")
     except PortwrightError as error:
         return [Finding("nftables", False, "error", str(error), "load nf_tables, or install nftables")]
-    bad, closed = (
-        [
-            f"{c.get('family')} {c.get('table')} {c.get('name')}"
-            for entry in chains
-            if isinstance(c := entry.get("chain"), dict)
-            and c.get("hook") == hook
-            and c.get("policy") == "drop"
-        ]
-        for hook in ("forward", "input")
-    )
+    bad, closed = (_dropping(chains, hook) for hook in ("forward", "input"))
     refusing = [
         Finding(
             "input policy",
@@ -351,19 +381,25 @@ def _host_chains(switch: Switch, *, steered: bool) -> list[Finding]:
 
 
 def _sandbox(fd: int, port: Port) -> list[str]:
+    if port.model == tap.MODEL:  # which puts nothing there
+        return []
     with NetlinkSocket(netns_fd=fd) as sock:
         link = rtnl.link_by_name(sock, port.ifname)
         if link is None:
             return [f"interface {port.ifname} is gone from the sandbox"]
         problems = [] if link.up else [f"interface {port.ifname} is down in the sandbox"]
         held = {a.address for a in rtnl.addresses(sock, link.index)}
+        inner = port.adopted is not None and port.adopted.inner is not None  # the guest has them
         problems += [
-            f"address {a.address} is gone from {port.ifname}" for a in port.addresses if a.address not in held
+            f"address {a.address} is gone from {port.ifname}"
+            for a in port.addresses
+            if a.address not in held and not inner
         ]
         routes = {r.dst for r in rtnl.routes(sock, oif=link.index)}
         problems += [f"route to {r.dst} is gone from the sandbox" for r in port.routes if r.dst not in routes]
         if port.tap:
-            problems += taps.lacks(sock, link, port.tap)
+            lacks = taps.lacks_macvtap if port.model == macvtap.MODEL else taps.lacks
+            problems += lacks(sock, link, port.tap)
     return problems
 
 

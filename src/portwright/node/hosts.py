@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
 from portwright.kernel import rtnl
+from portwright.kernel.bpf import features
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.kernel.nft import Nft
 from portwright.model.errors import KernelFailed, PortwrightError
-from portwright.node.early import Early, Nets
+from portwright.node.early import Early
 from portwright.node.faults import Faults
 from portwright.plan import hosts as scripts
 from portwright.policy.host.early import early_denies
@@ -67,8 +68,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     table: Rendered | None = None
     #: endpoints of this node that are found by an address
     by_address: bool = False
-    #: by interface: the nets of which untracked policies deny all, for XDP
-    early: dict[str, Nets] = {}
+    #: by interface: the nets of which untracked policies deny all, for XDP, and the rule of each
+    early: dict[str, dict[str, str]] = {}
 
 
 class HostDrops(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,10 +104,10 @@ class Hosts:
         refuse(policies, ends)
         by_address = any(HOST_INTERFACE not in end.labels for end in ends)
         bound = bind(ends, self._addresses() if by_address else {})
-        table = render(policies, snapshot, bound) if bound else None
-        early: dict[str, Nets] = {}
+        table = render(policies, snapshot, bound, self._told()) if bound else None
+        early: dict[str, dict[str, str]] = {}
         for each in bound:
-            if each.interfaces and (nets := tuple(net for _, net in early_denies(policies, snapshot, each))):
+            if each.interfaces and (nets := early_denies(policies, snapshot, each)):
                 early |= dict.fromkeys(each.interfaces, nets)
         return Wanted(bound=bound, table=table, by_address=by_address, early=early)
 
@@ -132,7 +133,7 @@ class Hosts:
                 self._faults.at("hosts:removed")
                 self._store.disown(KIND, scripts.hosts_table(own.instance))
         if anyway or wanted.early or self.wanted.early:
-            self._early.put(self._own(), wanted.early)
+            self._early.put(self._own(), {name: tuple(nets) for name, nets in wanted.early.items()})
             self._faults.at("hosts:early")
         self.wanted = wanted
         self.error = ""
@@ -172,28 +173,49 @@ class Hosts:
             return []
         counted = self._counted() or {}
         where = {b.endpoint.name: ("*",) if b.every else b.interfaces for b in self.wanted.bound}
-        owner = {interface: b.endpoint.name for b in self.wanted.bound for interface in b.interfaces}
-        early = [
-            HostDrops(
-                site=Site(
-                    endpoint=owner[interface],
-                    direction=Direction.INGRESS,
-                    stage=Stage.UNTRACKED,
-                    rule="denied sources, by XDP",
-                ),
-                interfaces=(interface,),
-                packets=packets,
-                octets=octets,
-            )
-            for interface, (packets, octets) in self._early.dropped().items()
-            if packets and interface in owner
+        early: dict[tuple[Site, str], tuple[int, int]] = {}
+        for site, interface, _, packets, octets in self.dropped_early():
+            before = early.get((site, interface), (0, 0))
+            early[site, interface] = before[0] + packets, before[1] + octets
+        found = [
+            HostDrops(site=site, interfaces=(interface,), packets=packets, octets=octets)
+            for (site, interface), (packets, octets) in early.items()
         ]
-        return early + [
+        return found + [
             HostDrops(site=site, interfaces=where[site.endpoint], packets=packets, octets=octets)
             for name, site in self.wanted.table.counters.items()
             for packets, octets in (counted.get(name, (0, 0)),)
             if packets
         ]
+
+    def told_group(self) -> int:
+        """The group of NFLOG in which the table tells of drops."""
+        return scripts.told_group(self._own().instance)
+
+    def dropped_by(self, counter: str) -> Site | None:
+        """What a counter of the table in force counts."""
+        return self.wanted.table.counters.get(counter) if self.wanted.table is not None else None
+
+    def counted(self) -> dict[str, int]:
+        """Packets by counter of the table in force. Raises KernelFailed."""
+        return {name: packets for name, (packets, _) in (self._counted() or {}).items()}
+
+    def dropped_early(self) -> Iterator[tuple[Site, str, str, int, int]]:
+        """(site, interface, source net, packets, bytes) of what XDP dropped since its nets last changed."""
+        owner = {interface: b.endpoint.name for b in self.wanted.bound for interface in b.interfaces}
+        for interface, net, packets, octets in self._early.dropped():
+            rule = self.wanted.early.get(interface, {}).get(net)
+            if rule is not None and interface in owner:
+                site = Site(
+                    endpoint=owner[interface],
+                    direction=Direction.INGRESS,
+                    stage=Stage.UNTRACKED,
+                    rule=f"{rule}, by XDP",
+                )
+                yield site, interface, net, packets, octets
+
+    def _told(self) -> int | None:
+        return self.told_group() if features.probe("nflog").supported else None
 
     def forwarded(
         self, policies: PolicySet, snapshot: Snapshot, flow: Flow, interface: str, direction: Direction

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import msgspec
 
@@ -21,11 +21,12 @@ from portwright.model.errors import InvalidInput, NotFound
 from portwright.model.network import Isolation, Network
 from portwright.model.port import Port, PortState
 from portwright.node import generations
-from portwright.node.endpoints import identity, snapshot_of
+from portwright.node.endpoints import about, identity, snapshot_of, unheld
 from portwright.node.enforcement import DataPath, Enforcement
 from portwright.node.faults import Faults
 from portwright.node.folder import FolderState, forgotten, is_inside
 from portwright.node.hosts import Hosts, Wanted
+from portwright.node.in_force import InForce, published_by
 from portwright.policy.explain import explain
 from portwright.policy.host.stages import local_endpoints
 from portwright.policy.isolation import with_isolation
@@ -33,7 +34,7 @@ from portwright.policy.lint import Lint
 from portwright.policy.lints.hosts import nobodys_endpoints
 from portwright.policy.manifests.read import Manifests, read
 from portwright.policy.manifests.shelf import Shelf
-from portwright.policy.rules import Direction, Flow, Policy, PolicySet, Snapshot
+from portwright.policy.rules import Direction, Flow, Policy, Snapshot
 from portwright.policy.staged import chosen, staged
 from portwright.policy.tables import Compiled, Size, lookup
 
@@ -58,10 +59,6 @@ class Record(Protocol):
 
     def resolved(self) -> list[tuple[str, str, str, float]]:
         """(port_id, name or pattern, address, until) of what domain names stand for."""
-
-
-#: What packets are judged by: the policies, and the world that they speak of.
-InForce: TypeAlias = tuple[PolicySet, Snapshot]
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +96,8 @@ class Policies:
         self._domains = table_of(Entry(*row) for row in store.resolved())
         #: which manifests these are the policies of that name domains
         self._naming: tuple[Manifests | None, tuple[Policy, ...]] = None, ()
+        #: taps on other plugins' devices, which no policy can hold
+        self.chained: Callable[[], Iterable[Port]] = tuple
         #: called when other policies, or others' labels, are in force
         self.changed: Callable[[], None] = _nobody_asked
 
@@ -129,8 +128,8 @@ class Policies:
 
         Raises NotFound for a name of none, InvalidInput for more than are reported at once.
         """
-        policies, snapshot = self._in_force(self._manifests)
-        return (policies, snapshot), chosen(policies, list(names))
+        state = self._in_force(self._manifests, self.hosts.wanted if self.hosts is not None else Wanted())
+        return state, chosen(state.policies, list(names))
 
     def follow(self, files: list[tuple[str, str]]) -> bool:
         """Makes these the files of the watched folder, beside those that were applied; whether that is news.
@@ -155,7 +154,8 @@ class Policies:
         """What is in force."""
         snapshot = self._snapshot(self._manifests)
         compiled = self._enforcement.compiled or self._compile(self._manifests, snapshot)
-        return _applied(dict(self._store.manifests()), self._manifests, compiled)
+        applied = _applied(dict(self._store.manifests()), self._manifests, compiled)
+        return self._noted(applied, self._manifests)
 
     def rule_title(self, number: int) -> str:
         """What a rule's number in a drop event stands for, as ``NetworkPolicy shop/web ingress[0]``."""
@@ -192,13 +192,19 @@ class Policies:
             self._install(compiled)
             self._faults.at("policy:installed")
             self.changed()
-        applied = _applied(wanted, manifests, compiled)
+        applied = self._noted(_applied(wanted, manifests, compiled), manifests)
         if self.hosts is not None and (lint := nobodys_endpoints(manifests.snapshot, self.hosts.node)):
             applied = msgspec.structs.replace(applied, warnings=(*applied.warnings, lint))
         if dry_run:
-            states = (self._in_force(self._manifests), self._in_force(manifests))
+            in_force = self.hosts.wanted if self.hosts is not None else Wanted()
+            states = (self._in_force(self._manifests, in_force), self._in_force(manifests, hosts))
             applied = msgspec.structs.replace(applied, states=states)
         return applied
+
+    def _noted(self, applied: Applied, manifests: Manifests) -> Applied:
+        """With a warning for each policy that is about taps on other plugins' devices."""
+        lints = unheld(manifests, self.chained())
+        return msgspec.structs.replace(applied, warnings=(*applied.warnings, *lints)) if lints else applied
 
     def _record(self, files: list[tuple[str, str]], watched: Collection[str], hosts: Wanted) -> None:
         """Records a change, the host's interfaces first: then it is known that the kernel takes it."""
@@ -285,6 +291,10 @@ class Policies:
             self._domains = before
             raise
 
+    def selecting(self, port: Port) -> list[str]:
+        """The policies of the record, none that is staged, that are about a port, as ``KIND NAME``."""
+        return about(self._manifests, port)
+
     def asked(self) -> dict[str, tuple[str, ...]]:
         """The names and patterns that rules allow each port (by port_id); ports without any are left out."""
         known, policies = self._naming
@@ -349,10 +359,11 @@ class Policies:
 
     # -- the world -------------------------------------------------------------------------------
 
-    def _in_force(self, manifests: Manifests) -> InForce:
-        """What would be judged by, were these the manifests."""
+    def _in_force(self, manifests: Manifests, hosts: Wanted) -> InForce:
+        """What would be judged by, were these the manifests, and those the host's interfaces."""
         snapshot = self._snapshot(manifests)
-        return with_isolation(manifests.policy_set, snapshot), snapshot
+        published = tuple(published_by(self._store.ports())) if hosts.bound else ()
+        return InForce(with_isolation(manifests.policy_set, snapshot), snapshot, hosts.bound, published)
 
     def _snapshot(
         self, manifests: Manifests, port: Port | None = None, without: Port | None = None
@@ -371,12 +382,7 @@ def _nobody_asked() -> None:
 
 
 def _refuse_what_is_not_enforced(manifests: Manifests) -> None:
-    """Raises InvalidInput for what can be read and compiled, and no data path does yet."""
-    for policy in manifests.policy_set.policies:
-        if policy.staged and (policy.do_not_track or policy.pre_dnat):
-            place = f"{policy.where}: {policy.kind} {policy.title}: spec"
-            why = "what this would change for the host's own interfaces no dry run tells; leave it out"
-            raise InvalidInput(place, "doNotTrack" if policy.do_not_track else "preDNAT", why)
+    """Raises InvalidInput for what can be read and compiled, and this host's data path does not."""
     for policy in naming(manifests.policy_set):
         tproxy = features.probe("tproxy")
         if not tproxy.supported:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from portwright.attach import models, veth
+from portwright.attach import clone, models, veth
 from portwright.dataplane import values
 from portwright.model.errors import Conflict, InvalidInput, PortStateError
 from portwright.model.network import GATEWAY4, GATEWAY6, AddressRange, Dns, Network, Route
@@ -28,10 +28,11 @@ from portwright.model.port import (
     PortMapping,
     PortState,
     rep_name,
-    tap_name,
 )
+from portwright.node import unseen
 from portwright.node.apply import Applier
 from portwright.node.changes import complete
+from portwright.node.clones import Numbers
 from portwright.node.core import Core
 from portwright.node.sandbox import Sandbox
 from portwright.node.switch import Switch, attach_mode
@@ -51,6 +52,7 @@ class PortSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: str = veth.MODEL
     attach: str = ""
     queues: int = 1
+    inner_addresses: tuple[str, ...] = ()
     mac: str = ""
     mtu: int | None = None
     pools: tuple[tuple[AddressRange, ...], ...] | None = None
@@ -71,7 +73,9 @@ class Ports:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._store = core.store
-        self._host_ports = HostPorts(publication(p) for p in core.store.ports() if p.port_mappings)
+        ports = list(core.store.ports())
+        self._host_ports = HostPorts(publication(p) for p in ports if p.port_mappings)
+        self._clones = Numbers(p.clone for p in ports)
 
     # -- create ----------------------------------------------------------------------------------
 
@@ -100,8 +104,10 @@ class Ports:
                 entry = self._store.begin(port.port_id, "add", encode(plan))
                 if port.port_mappings:
                     self._host_ports.claim(publication(port))
+                self._clones.take(port.clone)
         except BaseException:
             self._host_ports.release(port.port_id)
+            self._clones.release(port.clone)
             self._core.drop_idle_switch(switch)
             raise
         self._core.faults.at("add:intent")
@@ -161,6 +167,7 @@ class Ports:
         mtu = spec.mtu or spec.network.mtu or uplink
         if not veth.MIN_MTU <= mtu <= veth.MAX_MTU:
             raise InvalidInput("mtu", mtu, f"must be {veth.MIN_MTU} to {veth.MAX_MTU}")
+        inner = clone.judge(spec.inner_addresses, spec.model)
         port_id = secrets.token_hex(8)
         return Port(
             port_id=port_id,
@@ -172,8 +179,10 @@ class Ports:
             ifname=spec.ifname,
             attach=attach_mode(spec.attach),
             rep_name=rep_name(port_id),
-            tap=tap_name(port_id) if models.of(spec.model).taps else "",
+            tap=models.of(spec.model).tap(port_id),
             queues=spec.queues,
+            inner_addresses=inner,
+            clone=self._clones.free() if inner else 0,
             mac=spec.mac or _random_mac(),
             mtu=mtu,
             host=switch.ref,
@@ -212,7 +221,7 @@ class Ports:
         A sandbox with several ports has one default route of each family already; another port of
         it gets routes to its own network's subnets instead. What the sandbox has is left alone.
         """
-        present = sandbox.destinations()
+        present = self._destinations(port, sandbox)
         routes = list(spec.routes)
         wanted = {ipaddress.ip_network(r.dst, strict=False).version for r in routes}
         for version in sorted({ipaddress.ip_address(a.address).version for a in port.addresses}):
@@ -223,6 +232,10 @@ class Ports:
             routes += [Route(dst=dst) for dst in subnets if dst not in present and dst not in mine]
         return msgspec.structs.replace(port, routes=tuple(routes))
 
+    def _destinations(self, port: Port, sandbox: Sandbox) -> set[str]:
+        inside = models.of(port.model).inside
+        return sandbox.destinations() if inside else unseen.destinations(self._store, port)
+
     def _abandon(self, switch: Switch, port: Port, entry: int) -> None:
         """After a failed create: the applier took the kernel back; sweep, then forget the port."""
         with contextlib.suppress(Exception), Applier(switch, None, self._core.faults) as applier:
@@ -232,6 +245,7 @@ class Ports:
             self._store.delete_port(port.port_id)
             self._store.finish(entry, "failed")
         self._host_ports.release(port.port_id)
+        self._clones.release(port.clone)
         self._core.dismiss(switch, port)
         self._core.drop_idle_switch(switch)
 
@@ -260,6 +274,7 @@ class Ports:
             self._store.finish(entry, "done")
         self._core.faults.at("del:commit")
         self._host_ports.release(port.port_id)
+        self._clones.release(port.clone)
         self._core.dismiss(switch, port)
         if switch is not None:
             self._core.drop_idle_switch(switch)
@@ -320,7 +335,7 @@ class Ports:
         port = msgspec.structs.replace(
             port, state=PortState.PLUGGING, sandbox=ref, host=switch.ref, ifname=ifname or port.ifname
         )
-        present = sandbox.destinations()
+        present = self._destinations(port, sandbox)
         implicit = {"0.0.0.0/0", "::/0"}
         routes = tuple(r for r in port.routes if r.dst not in implicit or r.dst not in present)
         plan = models.attach(msgspec.structs.replace(port, routes=routes))

@@ -23,11 +23,12 @@ from portwright.kernel import rtnl
 from portwright.model.errors import NotFound, PortwrightError
 from portwright.model.network import GATEWAY_MAC
 from portwright.model.port import Port, PortState, rep_name
-from portwright.node import nat
+from portwright.node import clones, nat
 from portwright.node.apply import Applier, direction_of
 from portwright.node.changes import HEARD, SET, Changes
 from portwright.node.core import Core
 from portwright.node.entries import Entries, port_key
+from portwright.node.migrate import MIGRATE, Migration
 from portwright.node.ports import Ports, publication
 from portwright.node.switch import Switch
 from portwright.plan.operations import AttachProgram, Operation, RemovePort
@@ -57,6 +58,7 @@ def _finish_journal(core: Core, ports: Ports, changes: Changes, done: list[str])
     actions: dict[str, tuple[str, Callable[[Port, int], None]]] = {
         "add": ("taken back", ports.roll_back_create),
         "del": ("finished", ports.finish_delete),
+        MIGRATE: ("taken back", Migration(core).roll_back),
         SET: ("finished", partial(changes.finish, SET)),
         HEARD: ("finished", partial(changes.finish, HEARD)),
     }
@@ -102,7 +104,9 @@ def _present(core: Core, port: Port) -> bool:
     if switch is None:
         return False
     link = rtnl.link_by_name(switch.rtnl, port.rep_name)
-    return link is not None and link.index == port.rep_ifindex and link.mac == GATEWAY_MAC
+    if link is None or link.index != port.rep_ifindex:
+        return False
+    return port.adopted is not None or link.mac == GATEWAY_MAC
 
 
 def _repair(core: Core, port: Port, maps: dict[int, Entries]) -> str:
@@ -142,6 +146,8 @@ def _sweep(core: Core, switch: Switch, done: list[str]) -> None:
         "pw_ports": {port_key(p.rep_ifindex): p.port_id for p in here},
         "pw_addrs": {values.address(a.address): p.port_id for p in here for a in p.addresses},
     }
+    if clones.MAP in switch.maps:
+        wanted[clones.MAP] = {clones.key(p.clone): p.port_id for p in here if p.clone}
     for name, entries in wanted.items():
         table = switch.maps[name]
         for key, value in list(table.items()):

@@ -41,7 +41,7 @@ from portwright.kernel.nft import Nft
 from portwright.kernel.reaper import LinkReaper
 from portwright.model.errors import Conflict, InternalError, InvalidInput, KernelFailed
 from portwright.model.port import NetnsRef
-from portwright.node import older, taps
+from portwright.node import clones, older, taps
 from portwright.node.faults import Faults
 
 PROGRAMS = {"ingress": "pw_from_port", "egress": "pw_to_port"}
@@ -62,6 +62,7 @@ class Switch:
         self.rtnl = NetlinkSocket(netns_fd=fd)
         self._reaper: LinkReaper | None = None
         self._joiner: Program | None = None
+        self._cloner: Program | None = None
         self.instance = instance
         self._nft: Nft | None = None
         self._conntrack: NetlinkSocket | None = None
@@ -97,6 +98,13 @@ class Switch:
         if self._joiner is None:
             self._joiner = taps.load()
         return self._joiner
+
+    @property
+    def cloner(self) -> Program:
+        """What joins a clone's (node.clones); loaded at first use, and its map then is beside the others."""
+        if self._cloner is None:
+            self._cloner = clones.load(self.maps, self.pins / "maps")
+        return self._cloner
 
     @property
     def nft(self) -> Nft:
@@ -307,6 +315,9 @@ class Switch:
         if self._joiner is not None:
             self._joiner.close()
             self._joiner = None
+        if self._cloner is not None:
+            self._cloner.close()
+            self._cloner = None
         if self._reaper is not None:
             self._reaper.close()
             self._reaper = None

@@ -5,14 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from portwright.kernel import clsact, netns, rtnl, tap
+from portwright.kernel import clsact, macvtap, netns, rtnl, sysctl, tap
 from portwright.kernel.bpf import Collection, CollectionSpec, Program
 from portwright.kernel.netlink import NetlinkSocket
-from portwright.model.errors import NotFound, NotSupported
+from portwright.model.errors import KernelFailed, NotFound, NotSupported
+from portwright.model.port import NetnsRef
+from portwright.node import clones
 from portwright.node.sandbox import Sandbox, find
-from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
+from portwright.plan.tap_operations import (
+    AdoptLink,
+    CreateHostTap,
+    CreateMacvtap,
+    CreateTap,
+    DeleteTap,
+    JoinLinks,
+    PartLinks,
+)
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "join.bpf.o"
 PROGRAM = "pw_join"
@@ -22,14 +33,47 @@ _MOST = 0xFFFF
 
 def create(sandbox: Sandbox, operation: CreateTap) -> None:
     """Raises Conflict where the name is taken; then nothing is made."""
-    tap.create(sandbox.fd, operation.tap, multi_queue=operation.queues > 1)
+    tap.create(
+        sandbox.fd,
+        operation.tap,
+        multi_queue=operation.queues > 1,
+        uid=operation.uid,
+        gid=operation.gid,
+    )
     sandbox.rtnl.execute(
         [
+            # It has a queue of its own, which the guest empties: what waits before that one only costs.
+            clsact.without_queue(_index(sandbox, operation.tap)),
             rtnl.link_set(operation.tap, mtu=operation.mtu),
             rtnl.link_set(operation.tap, addrgenmode="none").tolerating(errno.EAFNOSUPPORT),
             rtnl.link_set(operation.tap, up=True),
         ]
     )
+
+
+def create_host(switch_fd: int, operation: CreateHostTap) -> None:
+    """As :func:`create`, in the host's namespace. It is known as ours from its first moment."""
+    tap.create(switch_fd, operation.rep, multi_queue=operation.queues > 1, mac=operation.gateway_mac)
+
+
+def create_macvtap(sandbox: Sandbox, operation: CreateMacvtap) -> None:
+    """Raises NetlinkFailed where the name is taken, or another macvlan is on the device."""
+    lower = rtnl.link_by_name(sandbox.rtnl, operation.device)
+    if lower is None:
+        raise NotFound("device", operation.device)
+    sandbox.rtnl.execute(
+        [macvtap.create(operation.tap, lower=lower.index, mtu=operation.mtu, queues=operation.queues)]
+    )
+    # What comes while nobody has it open goes on to the namespace's stack (drivers/net/tap.c,
+    # tap_handle_frame), which has the addresses: IPv6 is off on it, and for IPv4 the way back is by the
+    # device and not by it.
+    try:
+        sysctl.write(f"net/ipv6/conf/{operation.tap}/disable_ipv6", "1", netns_fd=sandbox.fd)
+    except KernelFailed as error:
+        if error.errno != errno.ENOENT:  # a kernel without IPv6
+            raise
+    sysctl.write(f"net/ipv4/conf/{operation.tap}/rp_filter", "1", netns_fd=sandbox.fd)
+    sandbox.rtnl.execute([rtnl.link_set(operation.tap, up=True)])
 
 
 def load() -> Program:
@@ -55,16 +99,45 @@ def join(sandbox: Sandbox, operation: JoinLinks, program: Program) -> None:
         )
 
 
+def adopt(sandbox: Sandbox, operation: AdoptLink, program: Program) -> None:
+    """As :func:`join`. Raises NotFound where another device has the name by now."""
+    link = rtnl.link_by_name(sandbox.rtnl, operation.device)
+    if link is None or link.index != operation.index:
+        raise NotFound("device", operation.device)
+    join(sandbox, JoinLinks(device=operation.device, tap=operation.tap), program)
+
+
+def part(operation: PartLinks) -> None:
+    """Nothing is done where the namespace, or that very device in it, is gone; it may have another name."""
+    with _inside(operation.sandbox) as sock:
+        link = rtnl.link_by_index(sock, operation.index) if sock is not None else None
+        if sock is None or link is None:
+            return
+        clsact.detach_bpf(
+            sock, link.index, "ingress", name=PROGRAM, pref=clsact.OUR_PREF, handle=clsact.OUR_HANDLE
+        )
+        if operation.clsact:
+            clsact.drop_clsact(sock, link.index)
+
+
 def delete(operation: DeleteTap) -> None:
     """Nothing is done where the namespace, or the tap in it, is gone."""
-    fd = find(operation.sandbox, netns.boot_id())
+    with _inside(operation.sandbox) as sock:
+        link = rtnl.link_by_name(sock, operation.tap) if sock is not None else None
+        if sock is not None and link is not None and (link.name, link.kind) == (operation.tap, "tun"):
+            sock.execute([rtnl.link_del(link.index).tolerating(errno.ENODEV)])
+
+
+@contextlib.contextmanager
+def _inside(ref: NetnsRef) -> Iterator[NetlinkSocket | None]:
+    """A socket in that namespace; None if it is gone."""
+    fd = find(ref, netns.boot_id())
     if fd is None:
+        yield None
         return
     try:
         with NetlinkSocket(netns_fd=fd) as sock:
-            link = rtnl.link_by_name(sock, operation.tap)
-            if link is not None and (link.name, link.kind) == (operation.tap, "tun"):
-                sock.execute([rtnl.link_del(link.index).tolerating(errno.ENODEV)])
+            yield sock
     finally:
         os.close(fd)
 
@@ -79,10 +152,22 @@ def lacks(sock: NetlinkSocket, device: rtnl.LinkInfo, name: str) -> list[str]:
         problems.append(f"tap {name} has MTU {link.mtu}, and {device.name} {device.mtu}")
     for one in (device, link):
         filters = clsact.list_filters(sock, one.index, "ingress")
-        if not any(
-            (f.pref, f.handle, f.name) == (clsact.OUR_PREF, clsact.OUR_HANDLE, PROGRAM) for f in filters
-        ):
+        slot = (clsact.OUR_PREF, clsact.OUR_HANDLE)
+        if not any((f.pref, f.handle) == slot and f.name in (PROGRAM, clones.PROGRAM) for f in filters):
             problems.append(f"{one.name} is not joined: its filter is gone")
+    return problems
+
+
+def lacks_macvtap(sock: NetlinkSocket, device: rtnl.LinkInfo, name: str) -> list[str]:
+    """What a macvtap on the device lacks, as sentences; [] is well."""
+    link = rtnl.link_by_name(sock, name)
+    if link is None or (link.kind, link.link_index) != (macvtap.KIND, device.index):
+        return [f"macvtap {name} is gone from {device.name}"]
+    problems = [] if link.up else [f"macvtap {name} is down in the sandbox"]
+    if link.mtu != device.mtu:
+        problems.append(f"macvtap {name} has MTU {link.mtu}, and {device.name} {device.mtu}")
+    if link.mac != device.mac:
+        problems.append(f"macvtap {name} has MAC {link.mac}, and {device.name} {device.mac}")
     return problems
 
 

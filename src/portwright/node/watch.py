@@ -114,10 +114,11 @@ class Watch:
         found: dict[str, _News] = {}
         for event in events:
             link = event.link
-            if link is None or not link.name.startswith("pw"):
+            name = _representor(link) if link is not None else ""
+            if link is None or not name:
                 continue
-            news = found.setdefault(link.name, _News())
-            key = (cookie, link.name)
+            news = found.setdefault(name, _News())
+            key = (cookie, name)
             if event.kind == "del":
                 self._up.pop(key, None)
                 news.gone = True
@@ -191,3 +192,8 @@ class Watch:
     def _alarm(self, sentence: str) -> None:
         log.error("%s", sentence)
         self._core.alarms.append(sentence)
+
+
+def _representor(link: rtnl.LinkInfo) -> str:
+    """The name by which a link may be a port's representor, '' for none: of an adopted one an altname."""
+    return next((name for name in (link.name, *link.altnames) if name.startswith("pw")), "")

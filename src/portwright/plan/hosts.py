@@ -7,6 +7,7 @@ neither's rules. Counters of rules that stay keep their figures.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from portwright.plan.nat import table_name
 from portwright.policy.host.render import Rendered
 
 _PREFIX = "portwright-hosts"
+#: Of a host's one daemon, and how many more for those of others beside it.
+_GROUP, _OTHERS = 0x7077, 4096
 
 
 class Present(NamedTuple):
@@ -31,6 +34,11 @@ def hosts_table(instance: str = "") -> str:
     Raises InvalidInput as that does.
     """
     return _PREFIX + table_name(instance).removeprefix("portwright")
+
+
+def told_group(instance: str = "") -> int:
+    """The group of NFLOG in which this daemon hears of what its table drops: "pw", or one behind it."""
+    return _GROUP + 1 + zlib.crc32(instance.encode()) % _OTHERS if instance else _GROUP
 
 
 def remove_hosts(instance: str) -> str:

@@ -15,8 +15,29 @@ import msgspec
 
 from portwright.model.network import Route
 from portwright.model.port import Limits, PortAddress, PortMapping
+from portwright.plan.adopt_operations import (
+    AddWay,
+    AnswerFor,
+    AnswerNoMore,
+    BorrowLink,
+    CloseLink,
+    DropWay,
+    EnterBridge,
+    LeaveBridge,
+    ReturnLink,
+)
+from portwright.plan.clone_operations import JoinClone, RemoveClone
+from portwright.plan.inner_operations import BypassBridge, DropBridge, MakeBridge, UseBridge
 from portwright.plan.operation import Base, inside
-from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
+from portwright.plan.tap_operations import (
+    AdoptLink,
+    CreateHostTap,
+    CreateMacvtap,
+    CreateTap,
+    DeleteTap,
+    JoinLinks,
+    PartLinks,
+)
 
 
 class CreateVeth(Base, frozen=True, kw_only=True):
@@ -173,10 +194,12 @@ class AttachProgram(Base, frozen=True, kw_only=True):
     port_id: str
     direction: str
     how: str = "clsact"
+    lent: bool = False  # the device is somebody else's, and stays when the port goes
 
     def inverse(self) -> Operation:
         """Detaches it."""
-        return DetachProgram(port_id=self.port_id, direction=self.direction)
+        rep = self.rep if self.lent else ""
+        return DetachProgram(port_id=self.port_id, direction=self.direction, rep=rep)
 
     def render(self) -> str:
         """``tc filter add`` or ``bpftool net attach``, by ``how``."""
@@ -187,14 +210,16 @@ class AttachProgram(Base, frozen=True, kw_only=True):
 
 
 class DetachProgram(Base, frozen=True, kw_only=True):
-    """Removes the pin of a TCX link; a clsact filter went with its device."""
+    """Removes the pin of a TCX link; a clsact filter went with its device, or is taken off ``rep``."""
 
     port_id: str
     direction: str
+    rep: str = ""
 
     def render(self) -> str:
-        """``rm`` of the pin."""
-        return f"rm links/{self.port_id}_{self.direction}"
+        """``rm`` of the pin, and ``tc filter del``."""
+        unpin = f"rm links/{self.port_id}_{self.direction}"
+        return f"{unpin}; tc filter del dev {self.rep} {self.direction}" if self.rep else unpin
 
 
 class PutPort(Base, frozen=True, kw_only=True):
@@ -327,8 +352,27 @@ Operation: TypeAlias = (
     | AddNeighbour
     | AttachProgram
     | CreateTap
+    | CreateHostTap
+    | CreateMacvtap
     | DeleteTap
     | JoinLinks
+    | JoinClone
+    | RemoveClone
+    | AdoptLink
+    | PartLinks
+    | BorrowLink
+    | ReturnLink
+    | AddWay
+    | DropWay
+    | LeaveBridge
+    | EnterBridge
+    | CloseLink
+    | AnswerFor
+    | AnswerNoMore
+    | BypassBridge
+    | UseBridge
+    | DropBridge
+    | MakeBridge
     | DetachProgram
     | PutPort
     | RemovePort

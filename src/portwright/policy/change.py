@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from portwright.policy.classes import bits_of, indexes_of
+from portwright.policy.host.whatif import HostChange, Hosts, host_changes
 from portwright.policy.pairs import Outcome, Pairs
 from portwright.policy.parties import Group, State, groups_of, with_addresses
 from portwright.policy.ranges import Ranges
@@ -28,6 +29,7 @@ from portwright.policy.rules import PolicySet, Snapshot
 
 #: How many rows are told, and how many names in each on either side.
 MOST_ROWS, MOST_NAMES = 500, 50
+NO_HOSTS = Hosts()
 #: How many bits the names of all rows may take before they are sorted and cut.
 _MOST_BITS = 1 << 30
 
@@ -37,7 +39,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     ``services``: their numbers (services.py). ``families``: IP versions. ``before`` and ``after``: what
     decides, with file and line. ``pairs``: how many ordered pairs that is. ``more_sources`` and
-    ``more_targets``: how many are not named.
+    ``more_targets``: how many are not named. ``via``: the host endpoint by whose interfaces it is routed; ''
+    by others, or not at all.
     """
 
     sources: tuple[str, ...]
@@ -50,6 +53,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     pairs: int
     more_sources: int = 0
     more_targets: int = 0
+    via: str = ""
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,20 +72,63 @@ def changes(
     before: tuple[PolicySet, Snapshot],
     after: tuple[PolicySet, Snapshot],
     *,
+    hosts: Hosts = NO_HOSTS,
     most_rows: int = MOST_ROWS,
     most_names: int = MOST_NAMES,
 ) -> Changes:
-    """What changes from one state to the other. Raises as compile_policies."""
+    """What changes from one state to the other. Raises as compile_policies.
+
+    ``hosts``: this node's own interfaces in both.
+    """
     worlds = with_addresses(before[1], after[1])
-    return compare(
-        State(before[0], worlds[0]), State(after[0], worlds[1]), most_rows=most_rows, most_names=most_names
-    )
+    states = State(before[0], worlds[0]), State(after[0], worlds[1])
+    return compare(*states, hosts=hosts, most_rows=most_rows, most_names=most_names)
 
 
 def compare(
-    before: State, after: State, *, most_rows: int = MOST_ROWS, most_names: int = MOST_NAMES
+    before: State,
+    after: State,
+    *,
+    hosts: Hosts = NO_HOSTS,
+    most_rows: int = MOST_ROWS,
+    most_names: int = MOST_NAMES,
 ) -> Changes:
     """The same of two states that are compiled, in whose worlds every workload has its addresses."""
+    of_ports = _compared(before, after, most_rows, most_names)
+    of_hosts = host_changes(before, after, hosts)
+    if not of_hosts.rows and of_hosts.counted:
+        return of_ports
+    told = sorted((_of_host(row, most_names) for row in of_hosts.rows), key=_rank)
+    rows = sorted((*told, *of_ports.rows), key=lambda row: row.allowed)  # stable: the host's first
+    return Changes(
+        rows=tuple(rows[:most_rows]),
+        more_rows=of_ports.more_rows + len(rows[most_rows:]),
+        more_pairs=of_ports.more_pairs + sum(row.pairs for row in rows[most_rows:]),
+        counted=of_ports.counted and of_hosts.counted,
+    )
+
+
+def _of_host(row: HostChange, most_names: int) -> Change:
+    return Change(
+        sources=row.sources[:most_names],
+        targets=row.targets[:most_names],
+        services=row.services,
+        families=row.families,
+        allowed=row.allowed,
+        before=row.before,
+        after=row.after,
+        pairs=row.pairs,
+        more_sources=len(row.sources[most_names:]),
+        more_targets=len(row.targets[most_names:]),
+        via=row.via,
+    )
+
+
+def _rank(row: Change) -> tuple[object, ...]:
+    return row.allowed, row.via, row.targets, row.sources, row.services, row.before, row.after
+
+
+def _compared(before: State, after: State, most_rows: int, most_names: int) -> Changes:
     families = {version: Pairs(before, after, groups_of(before, after, version)) for version in (4, 6)}
     names = sorted({key for pairs in families.values() for group in pairs.groups for key in _keys(group)})
     place_of = {key: place for place, key in enumerate(names)}

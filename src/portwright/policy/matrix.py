@@ -11,15 +11,17 @@ from portwright.policy.engine import Connection, Decision, Engine
 from portwright.policy.rules import SCTP, TCP, UDP, Endpoint, EndpointKind, Flow, PolicySet, Snapshot
 from portwright.policy.services import EPHEMERAL
 
-_PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
+PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 #: Addresses of pods whose manifest gives none: of RFC 6666 and RFC 1112, 4, which no rule names by accident.
 PLACEHOLDERS = (ipaddress.ip_network("100::/64"), ipaddress.ip_network("240.0.0.0/4"))
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One pair and port. ``rule``: what decided, the denying side's where there is one.
 
-    ``source`` and ``target`` are ``namespace/name``; in JSON they are called ``from`` and ``to``.
+    ``source`` and ``target`` are ``namespace/name``; in JSON they are called ``from`` and ``to``. The host is
+    ``host/`` and its endpoint's name, outside is a net, less smaller ones, or "any other address". ``via``:
+    the host endpoint by whose interface it is routed.
     """
 
     source: str = msgspec.field(name="from")
@@ -28,6 +30,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     allowed: bool
     rule: str
+    via: str = ""
 
 
 def matrix(policies: PolicySet, snapshot: Snapshot) -> tuple[Cell, ...]:
@@ -76,10 +79,10 @@ def _cell(engine: Engine, source: Endpoint, target: Endpoint, flow: Flow) -> Cel
     return Cell(
         source=source.title,
         target=target.title,
-        protocol=_PROTOCOLS[flow.protocol],
+        protocol=PROTOCOLS[flow.protocol],
         port=flow.port or 0,
         allowed=found.allowed,
-        rule=_deciding(found),
+        rule=deciding(found),
     )
 
 
@@ -102,7 +105,8 @@ def _family(source: Endpoint, target: Endpoint) -> tuple[str, str] | None:
     return None
 
 
-def _deciding(found: Connection) -> str:
+def deciding(found: Connection) -> str:
+    """What decided: the sides that deny, else those that there are."""
     sides = [side for side in (found.egress, found.ingress) if side is not None]
     denied = [side for side in sides if not side.allowed]
     return "; ".join(_title(side) for side in denied or sides)

@@ -28,7 +28,7 @@ from portwright.policy.tables import Tables
 ANY_OTHER = "any other address"
 
 _UNSELECTED: Selected = ()
-_KIND_NAMES = {EndpointKind.NODE: "node ", EndpointKind.HOST: "host "}
+_KIND_NAMES = {EndpointKind.NODE: "node ", EndpointKind.HOST: "host/"}
 
 
 class Side(NamedTuple):
@@ -69,6 +69,7 @@ class State:
 
     def __init__(self, policies: PolicySet, snapshot: Snapshot) -> None:
         """Compiles them."""
+        self.policies = policies
         self.snapshot = snapshot
         self.compiled = compile_policies(policies, snapshot)
         self._tables = Tables(self.compiled)
@@ -128,7 +129,7 @@ def with_addresses(before: Snapshot, after: Snapshot) -> tuple[Snapshot, Snapsho
 
 def groups_of(before: State, after: State, version: int) -> list[Group]:
     """All groups of one IP version, by the first of their names; the world's come last."""
-    titles = _titles((before.snapshot, after.snapshot))
+    titles = titles_of((before.snapshot, after.snapshot))
     alike: dict[tuple[object, ...], tuple[Side, Side, list[str]]] = {}
     exact = {
         address
@@ -144,7 +145,7 @@ def groups_of(before: State, after: State, version: int) -> list[Group]:
         key = (old[:5], new[:5], *map(id, (*old[5:], *new[5:])))  # equal selections are one object
         alike.setdefault(key, (old, new, []))[2].append(name)
     titles[ROOTS[version]] = ANY_OTHER
-    split = _split(titles, [names for _, _, names in alike.values()])
+    split = in_several(titles, [names for _, _, names in alike.values()])
     found = []
     for old, new, names in alike.values():
         shown = {f"{titles[n]} ({n})" if n in split else titles.get(n, n): titles.get(n, n) for n in names}
@@ -153,7 +154,7 @@ def groups_of(before: State, after: State, version: int) -> list[Group]:
     return sorted(found, key=lambda group: (not group.workload, group.names))
 
 
-def _titles(snapshots: tuple[Snapshot, Snapshot]) -> dict[str, str]:
+def titles_of(snapshots: tuple[Snapshot, Snapshot]) -> dict[str, str]:
     """Whose an address is: a workload's before a node's or a host's, what is there after before what was."""
     return {
         address: _KIND_NAMES.get(endpoint.kind, "") + endpoint.title
@@ -165,7 +166,7 @@ def _titles(snapshots: tuple[Snapshot, Snapshot]) -> dict[str, str]:
     }
 
 
-def _split(titles: dict[str, str], groups: list[list[str]]) -> set[str]:
+def in_several(titles: dict[str, str], groups: list[list[str]]) -> set[str]:
     """The addresses of those endpoints that are in several groups: there a title alone would not do."""
     where: dict[str, set[int]] = defaultdict(set)
     for number, names in enumerate(groups):

@@ -43,7 +43,7 @@ def picture(cells: Sequence[Cell]) -> str:
         why = f"a picture has room for {MOST_CELLS:,}; give it a part of the pods"
         raise InvalidInput("cells", f"{len(cells):,}", why)
     rows = _spaced(sorted({cell.source for cell in cells}, key=_by_namespace), _HIGH)
-    columns = sorted({(cell.target, cell.protocol, cell.port) for cell in cells}, key=_by_target)
+    columns = sorted(set(map(_column, cells)), key=_by_target)
     targets = _spaced([f"{target}" for target, _, _ in columns], _WIDE)
     left = _MARGIN + _width(map(_label, rows.names), _LABEL) + 8
     ports_high = _width((_port(column) for column in columns), _PORT) + 6
@@ -65,7 +65,7 @@ def picture(cells: Sequence[Cell]) -> str:
     across = dict(zip(columns, targets.places, strict=True))
     down = dict(zip(rows.names, rows.places, strict=True))
     for cell in cells:
-        x, y = left + across[cell.target, cell.protocol, cell.port], top + down[cell.source]
+        x, y = left + across[_column(cell)], top + down[cell.source]
         _tip(_field(svg, x, y, _kind(cell)), _told(cell))
     _legend(svg, top + rows.length + 30)
     for element in svg:
@@ -98,6 +98,11 @@ def _by_namespace(title: str) -> tuple[str, str]:
     return namespace, name
 
 
+def _column(cell: Cell) -> tuple[str, str, int]:
+    """A port of a target; by each host endpoint that routes to it for itself."""
+    return f"{cell.target} via {cell.via}" if cell.via else cell.target, cell.protocol, cell.port
+
+
 def _by_target(column: tuple[str, str, int]) -> tuple[tuple[str, str], str, int]:
     return _by_namespace(column[0]), column[1], column[2]
 
@@ -110,7 +115,7 @@ def _kind(cell: Cell) -> str:
 
 def _told(cell: Cell) -> str:
     verdict = "allowed" if cell.allowed else "denied"
-    return f"{cell.source} to {cell.target} {cell.protocol}/{cell.port}: {verdict}\n{cell.rule}"
+    return f"{cell.source} to {_column(cell)[0]} {cell.protocol}/{cell.port}: {verdict}\n{cell.rule}"
 
 
 def _port(column: tuple[str, str, int]) -> str:

@@ -128,7 +128,7 @@ class RuleList:
     def _decided(
         self, out: list[Verdict], open_: int, extra: dict[int, int], minus: dict[int, int]
     ) -> tuple[Verdict, ...]:
-        """``out`` with the verdicts of port classes ``open_``; by step, which more and which fewer it is of."""
+        """``out`` with the verdicts of port classes ``open_``; by step, which more and fewer it is of."""
         places = sorted({*self._anybody, *extra}) if extra else self._anybody
         logged, at = 0, 0
         for end, default, deny in self._ends:

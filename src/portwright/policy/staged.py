@@ -12,7 +12,10 @@ import msgspec
 from msgspec.structs import replace
 
 from portwright.model.errors import InvalidInput, NotFound
-from portwright.policy.change import Changes, compare
+from portwright.policy.change import NO_HOSTS, Changes, compare
+from portwright.policy.host.render import render
+from portwright.policy.host.stages import refuse
+from portwright.policy.host.whatif import Hosts
 from portwright.policy.parties import State, with_addresses
 from portwright.policy.rules import Policy, PolicySet, Snapshot, StagedAction
 from portwright.policy.tables import PolicyTooLarge
@@ -39,18 +42,27 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     refused: str = ""
 
 
-def dry_runs(policies: PolicySet, snapshot: Snapshot, chosen: Iterable[Policy]) -> Iterator[DryRun]:
-    """Each of the chosen staged policies for itself, against what is in force. Raises as compile_policies."""
+def dry_runs(
+    policies: PolicySet, snapshot: Snapshot, chosen: Iterable[Policy], hosts: Hosts = NO_HOSTS
+) -> Iterator[DryRun]:
+    """Each of the chosen staged policies for itself, against what is in force. Raises as compile_policies.
+
+    ``hosts``: this node's own interfaces, the same before and after.
+    """
     world, _ = with_addresses(snapshot, snapshot)
     before = State(policies, world)
     for policy in chosen:
         done = effect(policies, policy)
+        wanted = enforced(policies, policy)
         try:
-            after = State(enforced(policies, policy), world)
-        except PolicyTooLarge as error:
+            after = State(wanted, world)
+            refuse(wanted, [each.endpoint for each in hosts.after])
+            render(wanted, snapshot, hosts.after)
+        except (InvalidInput, PolicyTooLarge) as error:
             yield DryRun(policy=policy, effect=done, changes=Changes(), refused=str(error))
         else:
-            yield DryRun(policy=policy, effect=done, changes=compare(before, after, most_rows=MOST_ROWS))
+            found = compare(before, after, hosts=hosts, most_rows=MOST_ROWS)
+            yield DryRun(policy=policy, effect=done, changes=found)
 
 
 def staged(policies: PolicySet) -> Iterator[Policy]:

@@ -14,7 +14,7 @@ from portwright.ipam.allocator import allocate
 from portwright.ipam.allocator import usage as pool_usage
 from portwright.ipam.ranges import Pools, compile_pools, parse_address, text
 from portwright.ipam.state import AddressState, Allocation, Holder, Rest, Usage
-from portwright.model.errors import InvalidInput
+from portwright.model.errors import Conflict, InvalidInput
 from portwright.model.network import AddressRange
 from portwright.store.database import damaged
 from portwright.store.ports import PortTable
@@ -93,6 +93,30 @@ class AddressTable(PortTable):
                 self._run("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (network, range_set, address))
                 self._on_rollback(self._state.take(family, value, Holder(port_id, network, range_set)))
         return tuple(chosen)
+
+    def hold(self, network: str, port_id: str, addresses: Sequence[str]) -> None:
+        """Record addresses that the port has already, so that nobody else gets them; all or nothing.
+
+        As :meth:`reserve`, but any number of them from any of the network's sets, and none besides. Raises
+        InvalidInput for one that lies in none of them, Conflict for one that a port has.
+        """
+        compiled = self.pools(network)
+        with self._write():
+            for address in addresses:
+                family, value = parse_address("address", address)
+                found = compiled.find(family, value)
+                if found is None:
+                    raise InvalidInput("address", address, f"is in no range of network {network!r}")
+                holder = self._state.holder(family, value)
+                if holder is not None:
+                    raise Conflict("address", address, f"port {holder.port_id} has it")
+                index = found[0].index
+                self._run(
+                    "INSERT INTO addresses VALUES (?, ?, ?, ?, ?)", (address, family, network, index, port_id)
+                )
+                self._run("DELETE FROM released WHERE address = ?", (address,))
+                self._run("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (network, index, address))
+                self._on_rollback(self._state.take(family, value, Holder(port_id, network, index)))
 
     def release(self, port_id: str, *, now: float, rest: bool = True) -> tuple[str, ...]:
         """Free all addresses of the port and return them; none is no error.

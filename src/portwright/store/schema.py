@@ -84,4 +84,14 @@ _V4: Final = (
         PRIMARY KEY (port_id, pattern, address)) WITHOUT ROWID""",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2, _V3, _V4)
+# Taps on devices of other plugins (CNI chaining). Not in ports: they have no representor, network or address.
+_V5: Final = (
+    """CREATE TABLE chained (
+        port_id TEXT PRIMARY KEY,
+        owner_key TEXT NOT NULL,
+        alias TEXT NOT NULL,
+        body BLOB NOT NULL) WITHOUT ROWID""",
+    "CREATE INDEX chained_by_owner ON chained(owner_key)",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2, _V3, _V4, _V5)

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from portwright.ipam.allocator import REST_SECONDS
-from portwright.store.resolved import ResolvedTable
+from portwright.store.chained import ChainedTable
 
 
-class Store(ResolvedTable):
+class Store(ChainedTable):
     """The daemon's record. Each method that writes joins the open ``transaction()`` or makes one.
 
     Synchronous and fast (an intent's transaction takes one fsync); not thread-safe.

@@ -11,10 +11,13 @@ from portwright.model.port import Port
 _LINK = 253  # RT_SCOPE_LINK
 
 
-def network_words(ports: Sequence[Port]) -> list[str]:
-    """What the guest's NICs are set to: as the device of a container would be on the same ports."""
+def network_words(ports: Sequence[Port], besides: Sequence[Port] = ()) -> list[str]:
+    """What the guest's NICs are set to: as the device of a container would be on the same ports.
+
+    ``besides``: the ports of NICs that it has already.
+    """
     words: list[str] = []
-    reached: set[str] = set()
+    reached = {address.gateway for port in besides for address in port.addresses}
     for port in ports:
         words.append(f"portwright.nic={port.ifname},{port.mac},{port.mtu}")
         words += [f"portwright.addr={port.ifname},{_host(a.address)}" for a in port.addresses]

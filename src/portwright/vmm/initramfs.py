@@ -18,6 +18,8 @@ from portwright.model.errors import InvalidInput, NotFound, NotSupported
 
 BUSYBOX = Path("/bin/busybox")
 INIT = Path(__file__).with_name("init.sh")
+#: Sets routes and neighbours in the guest: guest/pwroute.c, which `make build` compiles.
+PWROUTE = Path(__file__).parent / "guest" / "pwroute"
 #: What a guest of ours may have to drive: NIC, disk and console by virtio, and the power button.
 MODULES = ("virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_console", "button", "evdev")
 #: And for a disk that it is to go on from. ext4's checksums name their algorithm at run time only.
@@ -48,6 +50,7 @@ def build(modules: Path, *, busybox: Path = BUSYBOX, extra: Mapping[str, bytes] 
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         Entry("init", stat.S_IFREG | 0o755, INIT.read_bytes()),
         Entry("bin/busybox", stat.S_IFREG | 0o755, _static(busybox)),
+        Entry("bin/pwroute", stat.S_IFREG | 0o755, _static(PWROUTE, "pwroute", "run make build")),
         Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox"),
     ]
     dep = _read(modules / "modules.dep").decode()
@@ -122,15 +125,14 @@ def _unpacked(path: Path) -> bytes:
     return data
 
 
-def _static(path: Path) -> bytes:
+def _static(path: Path, field: str = "busybox", way_out: str = "install busybox-static") -> bytes:
     """The program, which must be an ELF that names no interpreter (ELF-64, little-endian)."""
     data = _read(path)
-    way_out = "install busybox-static"
     if data[:6] != b"\x7fELF\x02\x01":
-        raise InvalidInput("busybox", str(path), f"not a 64-bit ELF program; {way_out}")
+        raise InvalidInput(field, str(path), f"not a 64-bit ELF program; {way_out}")
     (offset,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
     kinds = {struct.unpack_from("<I", data, offset + index * size)[0] for index in range(count)}
     if _PT_INTERP in kinds:
-        raise InvalidInput("busybox", str(path), f"needs shared libraries; {way_out}")
+        raise InvalidInput(field, str(path), f"needs shared libraries; {way_out}")
     return data

@@ -17,16 +17,20 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from portwright.kernel import netns, private, tap
-from portwright.kernel.monitor import LinkEvent, LinkMonitor
+from portwright.jail.process import Jailed
+from portwright.kernel import netns, private
+from portwright.kernel.monitor import LinkMonitor
 from portwright.model.errors import NotFound, NotSupported, PortwrightError
-from portwright.vmm.links import Links
-from portwright.vmm.spec import GuestSpec, Nic, check, qemu_args
+from portwright.vmm import cell, frozen
+from portwright.vmm.agent import Agent
+from portwright.vmm.cards import open_card
+from portwright.vmm.hotplug import Cards
+from portwright.vmm.spec import GuestSpec, check, qemu_args
 
 if TYPE_CHECKING:
     from qemu.qmp import EventListener, QMPClient
@@ -103,18 +107,23 @@ class Guest:
     def __init__(
         self,
         spec: GuestSpec,
-        process: subprocess.Popen[bytes],
+        process: subprocess.Popen[bytes] | Jailed,
         qmp: QMPClient,
+        *,
         words: int,
         monitor: LinkMonitor,
+        agent: Agent,
+        namespace: int,
     ) -> None:
-        """Takes all of it over."""
+        """Takes all of it over, but for the namespace, which has to stay open."""
         self.spec = spec
         self.state = State.RUNNING
         self._process = process
         self._qmp = qmp
         self._words = words
         self._monitor = monitor
+        self.agent = agent
+        self.cards = Cards(spec, qmp, monitor, namespace)
         self._pidfd = os.pidfd_open(process.pid)
         self.gone = asyncio.Event()  # set when the process has ended
         asyncio.get_running_loop().add_reader(self._pidfd, self.gone.set)
@@ -125,14 +134,17 @@ class Guest:
     @property
     def pid(self) -> int:
         """QEMU's process."""
-        return self._process.pid
+        return self._process.command_pid if isinstance(self._process, Jailed) else self._process.pid
 
     @classmethod
-    async def start(cls, spec: GuestSpec, netns_fd: int, console: Console) -> Self:
-        """Start the guest in the namespace behind ``netns_fd``, where its taps are; it runs on return.
+    async def start(
+        cls, spec: GuestSpec, netns_fd: int, console: Console, *, devices_fd: int | None = None
+    ) -> Self:
+        """Start the guest in the namespace behind ``netns_fd``; it runs on return.
 
-        ``spec.accel`` is chosen. Raises what :func:`prepare` does, Conflict for a tap that is in use, and
-        GuestFailed for what QEMU refuses. Then nothing is left.
+        ``devices_fd`` is the namespace of its NICs' devices, if that is another. ``spec.accel`` is chosen.
+        Raises what :func:`prepare` does, Conflict for a tap that is in use, and GuestFailed for what QEMU
+        refuses. Then nothing is left.
         """
         prepare(spec)
         from qemu.qmp import EventListener, QMPClient  # noqa: PLC0415 - of the extra: see the module
@@ -141,17 +153,37 @@ class Guest:
             near, far = socket.socketpair()
             ours.callback(near.close)
             theirs.callback(far.close)  # QEMU has its own copy, of this and of the taps
+            agent = ours.enter_context(contextlib.closing(Agent()))
+            theirs.callback(agent.far.close)
             # From before the taps are opened, so that no news of them is missed.
-            monitor = ours.enter_context(LinkMonitor(netns_fd))
-            taps = [theirs.enter_context(_queues(netns_fd, nic)) for nic in spec.nics]
+            devices = netns_fd if devices_fd is None else devices_fd
+            monitor = ours.enter_context(LinkMonitor(devices))
+            cards = [theirs.enter_context(open_card(nic, netns_fd)) for nic in spec.nics]
             words = _bounded_file()
             ours.callback(os.close, words)
-            args = qemu_args(spec, qmp=far.fileno(), taps=taps, mux=console.terminal)
-            process = _spawn(args, netns_fd, console, words, [far.fileno(), *(fd for t in taps for fd in t)])
+            passed = [far.fileno(), agent.far.fileno()]
+            incoming = -1
+            if spec.incoming:
+                incoming = theirs.enter_context(frozen.state(Path(spec.incoming)))
+                passed.append(incoming)
+            args = qemu_args(
+                spec, qmp=passed[0], agent=passed[1], cards=cards, mux=console.terminal, incoming=incoming
+            )
+            given = [*passed, *(fd for card in cards for fd in (*card.fds, *card.vhost_fds))]
+            process = _spawn(spec, args, netns_fd, console, words=words, fds=given)
             ours.callback(_kill, process)
-            guest = cls(spec, process, QMPClient(spec.name), words, monitor)
+            guest = cls(
+                spec,
+                process,
+                QMPClient(spec.name),
+                words=words,
+                monitor=monitor,
+                agent=agent,
+                namespace=devices,
+            )
             ours.pop_all()
-        await guest._greet(near, EventListener(("SHUTDOWN", "STOP")))
+        deleted = EventListener(("DEVICE_DELETED",), guest.cards.heard)
+        await guest._greet(near, EventListener(("SHUTDOWN", "STOP")), deleted)
         return guest
 
     async def wait(self) -> End:
@@ -175,6 +207,16 @@ class Guest:
             await self._tell("system_powerdown")
             await self._ended_within(min(left, _PRESS_EVERY))
 
+    async def freeze(self, fd: int) -> None:
+        """Write all of it to ``fd``, from where that stands. It stands still meanwhile, and then goes on.
+
+        Raises GuestFailed: then it goes on too, and what was written is worth nothing.
+        """
+        try:
+            await frozen.freeze(self._qmp, fd)
+        except frozen.NotFrozen as error:
+            raise GuestFailed(self.spec.name, "could not be frozen", str(error)) from error
+
     async def quit(self) -> End:
         """End the guest at once, as if its power was cut."""
         if not self.gone.is_set():
@@ -186,16 +228,19 @@ class Guest:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    async def _greet(self, near: socket.socket, listener: EventListener) -> None:
+    async def _greet(self, near: socket.socket, listener: EventListener, deleted: EventListener) -> None:
         """Meet QEMU, which waits for it, and let the guest run. On failure nothing is left."""
         # The default listener keeps every event for good, and a guest can make events.
         self._qmp.events.event_filter = _nothing
         self._listen(listener)
+        self._qmp.register_listener(deleted)
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 await self._qmp.connect(near)
+                if self.spec.incoming:
+                    await frozen.thawed(self._qmp, self.gone)
                 await self._qmp.execute("cont")
-            self._follow_links()
+            self.cards.follow()
         except BaseException as error:
             near.close()
             said = await self._abandon()
@@ -212,22 +257,6 @@ class Guest:
         self._qmp.register_listener(listener)
         self._listener = listener
         self._tasks.append(asyncio.create_task(self._watch(listener), name="guest events"))
-
-    def _follow_links(self) -> None:
-        news: asyncio.Queue[LinkEvent] = asyncio.Queue()
-
-        def heard() -> None:
-            for event in self._monitor.read():
-                news.put_nowait(event)
-
-        asyncio.get_running_loop().add_reader(self._monitor.fileno(), heard)
-        self._tasks.append(asyncio.create_task(self._obey(news), name="guest links"))
-
-    async def _obey(self, news: asyncio.Queue[LinkEvent]) -> None:
-        links = Links(self.spec.nics)
-        while True:
-            for order in links.orders(await news.get()):
-                await self._tell(order.command, order.arguments)
 
     async def _watch(self, listener: EventListener) -> None:
         """End a guest that stopped because its accelerator gave up: nobody would ever resume it."""
@@ -287,8 +316,9 @@ class Guest:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        loop.remove_reader(self._monitor.fileno())
+        await self.cards.close()
         self._monitor.close()
+        self.agent.close()
         from qemu.qmp import QMPError, Runstate  # noqa: PLC0415 - of the extra: see the module
 
         with contextlib.suppress(TimeoutError):
@@ -322,7 +352,9 @@ def _nothing(_event: object) -> bool:
 def prepare(spec: GuestSpec) -> None:
     """Raises what can be known before anything is made: a wrong spec, a missing file, package or program."""
     check(spec)
-    for path in (spec.kernel, spec.initramfs, spec.root):
+    if spec.cell is not None:
+        spec.cell.check()
+    for path in (spec.kernel, spec.initramfs, spec.root, spec.incoming):
         if path and not os.access(path, os.R_OK):
             raise NotFound("file", path)
     if platform.machine() != "x86_64":
@@ -336,20 +368,13 @@ def prepare(spec: GuestSpec) -> None:
         raise GuestFailed(spec.name, why, "pip install 'portwright[vm]'") from None
 
 
-@contextlib.contextmanager
-def _queues(netns_fd: int, nic: Nic) -> Iterator[list[int]]:
-    """A descriptor for each of the NIC's queues; closed at the end, when QEMU has copies."""
-    with contextlib.ExitStack() as opened:
-        fds: list[int] = []
-        for _ in range(nic.queues):
-            fds.append(tap.open_queue(netns_fd, nic.tap, multi_queue=nic.queues > 1))
-            opened.callback(os.close, fds[-1])
-        yield fds
-
-
 def _spawn(
-    args: list[str], netns_fd: int, console: Console, words: int, fds: list[int]
-) -> subprocess.Popen[bytes]:
+    spec: GuestSpec, args: list[str], netns_fd: int, console: Console, *, words: int, fds: list[int]
+) -> subprocess.Popen[bytes] | Jailed:
+    if spec.cell is not None:
+        stdio = (console.stdin, console.stdout, words)
+        read, write = (spec.kernel, spec.initramfs), (spec.root,)
+        return cell.spawn(spec.cell, args, netns_fd, read=read, write=write, stdio=stdio, fds=fds)
     with netns.entered(netns_fd):  # a child is in its thread's namespace
         return subprocess.Popen(
             [_PROGRAM, *args],
@@ -364,6 +389,6 @@ def _spawn(
         )
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes] | Jailed) -> None:
     process.kill()
     process.wait()

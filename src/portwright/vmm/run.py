@@ -8,49 +8,30 @@ import os
 import signal
 import sys
 import termios
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import msgspec
-
+from portwright.api.aio import AsyncClient
 from portwright.api.client import Client
 from portwright.kernel import netns, private
 from portwright.model.errors import InvalidInput
-from portwright.model.port import Port
-from portwright.vmm import accel
+from portwright.vmm import accel, control
+from portwright.vmm.cards import home_of
 from portwright.vmm.cmdline import network_words
+from portwright.vmm.contract import Started
+from portwright.vmm.frozen import FrozenNic
 from portwright.vmm.guard import Guard
 from portwright.vmm.qemu import Console, End, Guest, GuestFailed, prepare
-from portwright.vmm.spec import GuestSpec, Nic
+from portwright.vmm.service import CALL_WITHIN, Sandbox, Service, only_network, wanted
+from portwright.vmm.spec import GuestSpec
+from portwright.vmm.vhost import Vhost
+from portwright.vmm.vhost import choose as choose_vhost
 
-MODEL = "tcfilter"
 #: Ended in order: the terminal's ^C, a service manager's stop, and a terminal that is gone.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class NicFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A NIC of a started guest: its port's record, in the parts that matter for reaching it."""
-
-    ifname: str
-    port_id: str
-    rep: str
-    network: str
-    tap: str
-    mac: str
-    mtu: int
-    addresses: tuple[str, ...]
-
-
-class Started(msgspec.Struct, frozen=True, kw_only=True):
-    """A guest that has been started. ``pid`` is the hypervisor's."""
-
-    name: str
-    pid: int
-    accel: str
-    nics: tuple[NicFacts, ...]
 
 
 def run(
@@ -60,13 +41,18 @@ def run(
     console: Console,
     *,
     labels: Mapping[str, str],
+    model: str = "tcfilter",
     queues: int = 1,
+    vhost: Vhost = "auto",
     patience: float,
     started: Callable[[Started], None],
+    nics: Sequence[FrozenNic] = (),
 ) -> End:
     """Run the guest with a port on each of ``networks`` (eth0, eth1, …), with ``labels``, until it ends; how.
 
-    Each port's tap has ``queues``.
+    The ports are of that ``model``, and have ``queues``; whether vhost-net carries their packets is chosen by
+    ``vhost``, and told. ``nics``: those of a restored guest, which get ports that are a clone's, on the
+    networks that they were on if no others are named.
 
     ``started`` is called once, when the guest runs. SIGINT, SIGTERM and SIGHUP shut it down within
     ``patience`` seconds; a second one ends it at once. However this ends, by SIGKILL too, the guest, its
@@ -76,54 +62,89 @@ def run(
     """
     prepare(spec)
     if not networks:
-        networks = [_only_network(client)]
-    asked, spec = spec.accel, replace(spec, accel=accel.choose(spec.accel))
-    fall_back = spec.accel == "kvm" and not (asked or os.environ.get(accel.VARIABLE))
+        networks = [nic.network for nic in nics] or [only_network(client.network_list())]
+    if nics and len(networks) != len(nics):
+        why = f"the guest has {len(nics)} NICs: name a network for each, or none"
+        raise InvalidInput("network", len(networks), why)
+    carried = choose_vhost(vhost)
+    spec, fall_back = chosen(spec)
     with contextlib.ExitStack() as stack:
         namespace = private.new_netns()
         stack.callback(os.close, namespace)
         cookie = netns.cookie(namespace)
         stack.enter_context(_terminable())
-        stack.enter_context(Guard(client.socket, cookie))
+        stack.enter_context(Guard(client.socket, cookie, spec.name))
+        listener = stack.enter_context(control.claimed(client.socket.parent, spec.name))
+        # Others find it by this path as long as we live.
+        sandbox = Sandbox(namespace, f"/proc/{os.getpid()}/fd/{namespace}", model, carried)
         ports = [
-            client.port_create(
-                network,
-                # Others find it by this path as long as we live.
-                f"/proc/{os.getpid()}/fd/{namespace}",
-                ifname=f"eth{index}",
-                name=spec.name if index == 0 else f"{spec.name}-{index}",
-                labels=labels,
-                model=MODEL,
-                queues=queues,
+            client.call(
+                wanted(spec.name, index, network, sandbox, labels=labels, **_held(nics, index, queues))
             )
             for index, network in enumerate(networks)
         ]
         words = " ".join([*network_words(ports), f"portwright.host={spec.name}", spec.append]).strip()
-        nics = tuple(
-            Nic(tap=port.tap, mac=port.mac, mtu=port.mtu, queues=port.queues, device=port.ifname)
-            for port in ports
-        )
-        whole = replace(spec, append=words, nics=nics)
-        stack.enter_context(_terminal_kept(console))
+        whole = replace(spec, append=words, nics=tuple(map(sandbox.nic, ports)))
+        devices = home_of(whole.nics[0], namespace)
+        stack.callback(os.close, devices)
 
-        def tell(guest: Guest) -> None:
-            facts = tuple(_facts(port) for port in ports)
-            started(Started(name=spec.name, pid=guest.pid, accel=guest.spec.accel, nics=facts))
+        @contextlib.asynccontextmanager
+        async def served(guest: Guest) -> AsyncIterator[None]:
+            service = Service(guest, AsyncClient(client.socket, timeout=CALL_WITHIN), sandbox, ports)
+            async with service.serving(listener):
+                started(service.facts())
+                yield
 
-        async def start() -> Guest:
-            try:
-                return await Guest.start(whole, namespace, console)
-            except GuestFailed as error:
-                if not fall_back:
-                    raise
-                sys.stderr.write(f"portwright: {error}\nportwright: it is started without KVM instead\n")
-                return await Guest.start(replace(whole, accel="tcg"), namespace, console)
+        return boot(whole, namespace, devices, console, served, patience=patience, fall_back=fall_back)
 
-        return asyncio.run(_serve(start, tell, patience))
+
+def _held(nics: Sequence[FrozenNic], index: int, queues: int) -> dict[str, object]:
+    """What a port has of its guest's NIC."""
+    if not nics:
+        return {"queues": queues}
+    nic = nics[index]
+    return {"queues": nic.queues, "mac": nic.mac, "mtu": nic.mtu, "inner_addresses": nic.addresses}
+
+
+def chosen(spec: GuestSpec) -> tuple[GuestSpec, bool]:
+    """The guest with how its CPUs run; and whether it is to be started without KVM if that fails."""
+    whole = replace(spec, accel=accel.choose(spec.accel))
+    return whole, whole.accel == "kvm" and not (spec.accel or os.environ.get(accel.VARIABLE))
+
+
+def boot(
+    whole: GuestSpec,
+    namespace: int,
+    devices: int,
+    console: Console,
+    served: Callable[[Guest], contextlib.AbstractAsyncContextManager[None]],
+    *,
+    patience: float,
+    fall_back: bool,
+) -> End:
+    """Start the guest, and be there for it, ``served`` around that, until its end; how it ended.
+
+    ``fall_back``: without KVM if it can't be started with it. Signals and the rest as :func:`run` says.
+    """
+
+    async def start() -> Guest:
+        try:
+            return await Guest.start(whole, namespace, console, devices_fd=devices)
+        except GuestFailed as error:
+            if not fall_back:
+                raise
+            sys.stderr.write(f"portwright: {error}\nportwright: it is started without KVM instead\n")
+            slow = replace(whole, accel="tcg")
+            return await Guest.start(slow, namespace, console, devices_fd=devices)
+
+    with _terminal_kept(console):
+        return asyncio.run(_serve(start, served, patience))
 
 
 async def _serve(
-    start: Callable[[], Awaitable[Guest]], tell: Callable[[Guest], None], patience: float
+    start: Callable[[], Awaitable[Guest]],
+    served: Callable[[Guest], contextlib.AbstractAsyncContextManager[None]],
+    patience: float,
 ) -> End:
     asked, hurried = asyncio.Event(), asyncio.Event()
 
@@ -134,10 +155,10 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     guest = await start()
     try:
-        tell(guest)
-        await _first(guest.gone.wait(), asked.wait())
-        if asked.is_set():
-            await _first(guest.power_down(patience), hurried.wait())
+        async with served(guest):
+            await _first(guest.gone.wait(), asked.wait())
+            if asked.is_set():
+                await _first(guest.power_down(patience), hurried.wait())
     finally:
         end = await guest.quit()
     return end
@@ -154,27 +175,6 @@ async def _first(*ways: Coroutine[object, object, object]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _only_network(client: Client) -> str:
-    names = [network.name for network in client.network_list()]
-    if len(names) == 1:
-        return names[0]
-    why = f"name one of {', '.join(names)}" if names else "there is none yet: portwright network create"
-    raise InvalidInput("network", None, why)
-
-
-def _facts(port: Port) -> NicFacts:
-    return NicFacts(
-        ifname=port.ifname,
-        port_id=port.port_id,
-        rep=port.rep_name,
-        network=port.network,
-        tap=port.tap,
-        mac=port.mac,
-        mtu=port.mtu,
-        addresses=tuple(address.address for address in port.addresses),
-    )
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from portwright.kernel.bpf import _clsact_probe, _libbpf, _tproxy_probe
+from portwright.kernel.bpf import _clsact_probe, _libbpf, _nflog_probe, _tproxy_probe
 from portwright.kernel.bpf._fd import failed
 from portwright.kernel.bpf.enums import AttachType, MapType, ProgramType
 from portwright.kernel.bpf.maps import Map
@@ -191,6 +191,7 @@ _PROBES: Final[dict[str, _Probe]] = {
     "batch_ops": _Probe((5, 13), "CONFIG_BPF_SYSCALL", _batch_ops),
     "bpffs": _Probe((5, 2), "CONFIG_BPF_SYSCALL", _bpffs),
     "tproxy": _Probe((4, 19), "CONFIG_NFT_TPROXY", _tproxy_probe.try_tproxy),
+    "nflog": _Probe((3, 17), "CONFIG_NETFILTER_NETLINK_LOG", _nflog_probe.try_nflog),
 }
 
 _found: dict[str, Feature] = {}

@@ -12,24 +12,26 @@ from portwright.policy.rules import Action, Direction, Peer, PolicySet, Rule, Sn
 _FAMILIES: Final = (4, 6)
 
 
-def early_denies(policies: PolicySet, snapshot: Snapshot, bound: Bound) -> tuple[tuple[int, str], ...]:
-    """(IP version, net) of sources whose packets to ``bound`` are dropped, but for failsafes and the link's.
+def early_denies(policies: PolicySet, snapshot: Snapshot, bound: Bound) -> dict[str, str]:
+    """Nets of sources whose packets to ``bound`` are dropped, but for failsafes and the link's; each's rule.
 
     Not every such source: of the untracked ingress rules those that come before any other than such a deny.
     """
     engine = Engine(taking_part(policies, Stage.UNTRACKED), Snapshot())
     matcher = Matcher(snapshot, AddressSets())
-    found: dict[tuple[int, str], None] = {}
+    found: dict[str, str] = {}
     for _, those in engine.selecting(bound.endpoint, Direction.INGRESS):
         for policy in those:
-            for rule in policy.ingress or ():
+            for index, rule in enumerate(policy.ingress or ()):
                 if not _is_plain_deny(rule):
-                    return tuple(found)
+                    return found
+                title = f"{policy.kind} {policy.title} {Direction.INGRESS}[{index}]"
                 for peer in rule.peers if rule.peers is not None else (Peer(nets=("0.0.0.0/0", "::/0")),):
                     nets = matcher.found(peer.selector) if peer.selector is not None else peer.nets or ()
                     for family in _FAMILIES:
-                        found |= dict.fromkeys((family, net) for net in collapsed(family, nets))
-    return tuple(found)
+                        for net in collapsed(family, nets):
+                            found.setdefault(net, title)
+    return found
 
 
 def _is_plain_deny(rule: Rule) -> bool:

@@ -16,7 +16,17 @@ from portwright.policy.host.stages import (
     is_on_link,
     taking_part,
 )
-from portwright.policy.rules import Action, Direction, Endpoint, Flow, PolicySet, Snapshot
+from portwright.policy.matching import World
+from portwright.policy.rules import (
+    Action,
+    Direction,
+    Endpoint,
+    Flow,
+    Policy,
+    PolicySet,
+    Snapshot,
+    Tier,
+)
 
 
 class Ruling(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +60,17 @@ class Judge:
     def __init__(self, policies: PolicySet, snapshot: Snapshot) -> None:
         """Raises as Engine."""
         self._engines = {stage: Engine(taking_part(policies, stage), snapshot) for stage in Stage}
+
+    @property
+    def world(self) -> World:
+        """Whom there is, by address."""
+        return self._engines[Stage.LOCAL].world
+
+    def selecting(
+        self, stage: Stage, endpoint: Endpoint, direction: Direction
+    ) -> tuple[tuple[Tier, tuple[Policy, ...]], ...]:
+        """The tiers whose policies of a stage select an endpoint, with these policies, in order."""
+        return self._engines[stage].selecting(endpoint, direction)
 
     def decide(self, stage: Stage, endpoint: Endpoint, direction: Direction, flow: Flow) -> Decision | None:
         """What the policies of one stage say; None: nothing, which the next stage is for."""

@@ -54,6 +54,8 @@ from portwright.policy.rules import (
 
 #: Of the kernel's log, at most so many lines a second for a rule.
 LOG_PREFIX, LOG_RATE = "calico-packet: ", 100
+#: Of what a rule drops at most so many packets a second are told of, each by so many of its bytes.
+TOLD_RATE, _TOLD_BYTES = 64, 128
 _COMMENT_LENGTH = 100
 
 #: Hook and priority. Before conntrack (-200) as raw is; between it and DNAT (-100, ours -105); after it.
@@ -90,9 +92,14 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, Site]
 
 
-def render(policies: PolicySet, snapshot: Snapshot, bound: Sequence[Bound]) -> Rendered:
-    """The table of these endpoints. Raises PolicyTooLarge, and InvalidInput as Engine."""
-    return _Rendering(policies, snapshot, bound).table()
+def render(
+    policies: PolicySet, snapshot: Snapshot, bound: Sequence[Bound], told: int | None = None
+) -> Rendered:
+    """The table of these endpoints. Raises PolicyTooLarge, and InvalidInput as Engine.
+
+    ``told``: the group of NFLOG that hears of what is dropped, by the name of its counter.
+    """
+    return _Rendering(policies, snapshot, bound, told).table()
 
 
 class _Program(NamedTuple):
@@ -113,8 +120,11 @@ class _Program(NamedTuple):
 
 
 class _Rendering:
-    def __init__(self, policies: PolicySet, snapshot: Snapshot, bound: Sequence[Bound]) -> None:
+    def __init__(
+        self, policies: PolicySet, snapshot: Snapshot, bound: Sequence[Bound], told: int | None
+    ) -> None:
         self._bound = bound
+        self._told = told
         self._sets = AddressSets()
         self._matcher = Matcher(snapshot, self._sets)
         # The engines choose policies by endpoint, in order; they are asked about no address.
@@ -343,23 +353,30 @@ class _Rendering:
         rule: str,
         on_change: OnChange = OnChange.RECHECK,
     ) -> str:
-        """A counted drop; or where open connections are kept, or told, the way to a chain that does that."""
+        """A counted drop, or the way to its chain: where it is told, or open connections are kept."""
         site = Site(endpoint=bound.endpoint.name, direction=direction, stage=stage, rule=rule)
         digest = hashlib.sha256(msgspec.json.encode(site)).hexdigest()[:16]
         self._counters[f"c{digest}"] = site
         count = f'counter name "c{digest}"'
-        if on_change is OnChange.RECHECK or stage not in STATEFUL:
+        if stage not in STATEFUL:
+            on_change = OnChange.RECHECK
+        if on_change is OnChange.RECHECK and self._told is None:
             return f"{count} drop"
         name = f"d{digest}{on_change[:3]}"
         if name not in self._chains:
+            tcp = f"meta l4proto {TCP} ct state established"
             if on_change is OnChange.KEEP:
                 self._add(name, "ct state established accept")
-            else:
-                tcp = f"meta l4proto {TCP} ct state established"
+            elif on_change is OnChange.RESET:
                 # Whoever opened it is told, and what its host then says to the other end has to pass.
                 self._add(name, f"{tcp} tcp flags & rst == rst accept")
-                self._add(name, f"{tcp} {count} reject with tcp reset")
-            self._add(name, f"{count} drop")
+            self._add(name, count)
+            if self._told is not None:
+                few = f"limit rate {TOLD_RATE}/second burst {TOLD_RATE} packets"
+                self._add(name, f'{few} log prefix "c{digest}" group {self._told} snaplen {_TOLD_BYTES}')
+            if on_change is OnChange.RESET:
+                self._add(name, f"{tcp} reject with tcp reset")
+            self._add(name, "drop")
         return f"goto {name}"
 
     def _add(self, chain: str, *lines: str, owner: str = "") -> None:

@@ -1,0 +1,73 @@
+"""A process that outlives us by a moment, and removes what does not end with us by itself.
+
+Processes, namespaces and mounts end with whoever holds them, whatever ends that. Cgroups and ports have
+names: somebody has to remove them, after SIGKILL too. The guard waits for our end of a pipe to be closed, by
+us or by the kernel, and does it in both cases.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn, Self
+
+from portwright.model.errors import PortwrightError
+
+
+class Guard:
+    """Context manager: when it is left, or this process ends before that, ``clean`` is called, elsewhere.
+
+    It may be called a second time, here, if it failed there. For a process with one thread (it forks). A
+    PortwrightError is said on stderr behind ``left``, which says what stays, and is no exception, which would
+    hide the first one.
+    """
+
+    def __init__(self, clean: Callable[[], None], left: str) -> None:
+        self._clean = clean
+        self._left = left
+        self._pid = 0
+        self._far = -1
+
+    def __enter__(self) -> Self:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        near, self._far = os.pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            self._serve(near)
+        os.close(near)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._far)
+        _, status = os.waitpid(self._pid, 0)
+        if status:
+            try:
+                self._clean()
+            except PortwrightError as error:
+                sys.stderr.write(f"portwright: {self._left}: {error}\n")
+
+    def _serve(self, near: int) -> NoReturn:
+        """The guard, from its first line to its last."""
+        status = 1
+        try:
+            os.setsid()  # a signal for our group is not for the guard
+            signal.set_wakeup_fd(-1)  # that of an event loop which is not ours
+            for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(ignored, signal.SIG_IGN)
+            # All but the pipe: what would keep a namespace, and what somebody reads to its end.
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(nothing, number)
+            os.closerange(3, near)
+            os.closerange(near + 1, os.sysconf("SC_OPEN_MAX"))
+            os.read(near, 1)
+            self._clean()
+            status = 0
+        finally:
+            os._exit(status)

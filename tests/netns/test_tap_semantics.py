@@ -1,0 +1,44 @@
+"""Ports and policy with guests on direct taps in the containers' places: the same tests, word for word."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.fix_daemon import Daemon, Networks, Sandbox, SandboxFactory
+from tests.fix_netns import TestNetns
+from tests.netns import test_guard_isolation, test_policy_path, test_port_path, test_representor_paths
+from tests.netns.guest_lab import guest
+from tests.netns.test_representor_counting import (
+    test_r04_a_super_packet_counts_as_its_segments,  # noqa: F401 - collected here too
+)
+
+pytestmark = pytest.mark.netns
+
+for _module in (test_guard_isolation, test_policy_path, test_port_path, test_representor_paths):
+    globals().update({name: value for name, value in vars(_module).items() if not name.startswith("_")})
+#: The stand-in for a hypervisor, which is Python, sends less than is to be thinned.
+del globals()["test_r18_a_flood_is_thinned_for_each_reason_and_nothing_is_unaccounted"]
+#: That a hit is delivered without the host is what a tap can't have (docs/models.md).
+del globals()["test_r06_hit_miss_and_deny_are_three_outcomes"]
+
+
+@pytest.fixture
+def sandboxes(
+    daemon: Daemon, netns_factory: Callable[[], TestNetns], networks: Networks
+) -> Iterator[SandboxFactory]:
+    """As fix_daemon's, but each sandbox is the guest of a port of the model tap."""
+    with contextlib.ExitStack() as guests:
+
+        def make(network: str = "n1", **options: object) -> Sandbox:
+            networks(network)
+            box, inside = netns_factory(), netns_factory()
+            options = {"name": box.name, "model": "tap", **options}
+            with daemon.client() as client:
+                port = client.port_create(network, box.path, **options)  # type: ignore[arg-type]
+            guests.enter_context(guest(box, inside, port))
+            return Sandbox(inside, port)
+
+        yield make
