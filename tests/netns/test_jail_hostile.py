@@ -308,7 +308,7 @@ def said() -> Said:
 
 
 @pytest.mark.parametrize("jail", JAILS)
-@pytest.mark.parametrize("row", TRIES, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", TRIES, ids=lambda row: row.name.replace(str(HOST), "PID"))
 def test_attempt_ends_as_it_should(row: Try, jail: str, said: Said) -> None:
     """Nothing that a program in the jail may try brings it anything of the host."""
     assert said(jail, row) in row.other.get(jail, row.said).split("|")
