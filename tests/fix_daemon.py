@@ -80,7 +80,8 @@ class Daemon:
 
     def _portwright(self, args: Sequence[str], env: dict[str, str], stdout: int, stderr: int) -> Process:
         """Start ``portwright ARGS`` in the host namespace; in the lab by a fork (tests/zygote.py)."""
-        if LAB:
+        # Another release has to be imported anew.
+        if LAB and env.get("PYTHONPATH") == os.environ.get("PYTHONPATH"):
             return _zygote.start(self.host.path, args, env, stdout, stderr)
         return subprocess.Popen(
             ["nsenter", f"--net={self.host.path}", "--", str(PORTWRIGHT), *args],

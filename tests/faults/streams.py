@@ -19,12 +19,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.deadline import wait_readable, wait_until
+from tests.deadline import PATIENCE, wait_readable, wait_until
 from tests.fix_daemon import WORLD4, Sandbox
 from tests.fix_netns import TestNetns
 
 PEER = Path(__file__).with_name("stream_peer.py")
-BOUND = 0.3  # seconds
+BOUND = 0.3 * PATIENCE  # seconds
 PORT = 5999
 
 
@@ -34,14 +34,14 @@ class Stream:
     def __init__(self, name: str, source: TestNetns, target: TestNetns, address: str, port: int) -> None:
         self.name = name
         self._server = _peer(target, "serve", address, port)
-        try:
+        self._octets = 0
+        with contextlib.ExitStack() as started:
+            started.callback(_end, self._server)
             assert self._line(self._server) == "ready"
             self._client = _peer(source, "send", address, port)
-        except BaseException:
-            _end(self._server)
-            raise
-        self._octets = 0
-        wait_until(lambda: bool(self.report()["octets"]), 10, f"stream {name} to run")
+            started.callback(_end, self._client)
+            wait_until(lambda: bool(self.report()["octets"]), 10, f"stream {name} to run")
+            started.pop_all()
 
     def report(self) -> dict[str, float]:
         """``octets`` so far, the longest ``gap`` since the last report in seconds, ``closed``."""
