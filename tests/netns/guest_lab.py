@@ -11,13 +11,14 @@ import os
 import select
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 from portwright.kernel import macvtap, netns, tap
 from portwright.model.port import Port
 from tests.deadline import wait_until
-from tests.fix_netns import TestNetns
+from tests.fix_daemon import Daemon, Networks, Sandbox, SandboxFactory
+from tests.fix_netns import NetnsFactory, TestNetns
 
 _TUNSETOFFLOAD = 0x400454D0
 _OFFLOADS = 0x1 | 0x2 | 0x4  # checksum, TSO of IPv4, of IPv6 (linux/if_tun.h)
@@ -42,6 +43,33 @@ def guest(box: TestNetns, inside: TestNetns, port: Port) -> Iterator[None]:
             inside.run(["ip", "link", "del", "eth0"], check=False)
     finally:
         os.close(outer)
+
+
+@contextmanager
+def guest_on(sandboxes: SandboxFactory, netns_factory: NetnsFactory, model: str) -> Iterator[Sandbox]:
+    """A port of the model in a namespace; ``ns`` is its guest."""
+    box, inside = sandboxes(model=model), netns_factory()
+    with guest(box.ns, inside, box.port):
+        yield Sandbox(inside, box.port)
+
+
+@contextmanager
+def guests_for_sandboxes(
+    daemon: Daemon, netns_factory: NetnsFactory, networks: Networks, model: str
+) -> Iterator[SandboxFactory]:
+    """As fix_daemon's ``sandboxes``, but each is the guest of a port of the model."""
+    with ExitStack() as guests:
+
+        def make(network: str = "n1", **options: object) -> Sandbox:
+            networks(network)
+            box, inside = netns_factory(), netns_factory()
+            options = {"name": box.name, "model": model, **options}
+            with daemon.client() as client:
+                port = client.port_create(network, box.path, **options)  # type: ignore[arg-type]
+            guests.enter_context(guest(box, inside, port))
+            return Sandbox(inside, port)
+
+        yield make
 
 
 def _outer(box: TestNetns, port: Port) -> int:

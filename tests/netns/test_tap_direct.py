@@ -17,10 +17,9 @@ from portwright.vmm import vhost
 from portwright.vmm.cards import nic_of, open_card
 from tests.deadline import wait_until
 from tests.faults.cni import Cni
-from tests.fix_daemon import WORLD4, WORLD6, Daemon, Sandbox, SandboxFactory
+from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import NetnsFactory, open_fds
-from tests.netns.guest_lab import guest
-from tests.netns.policy_lab import connect, listening
+from tests.netns.guest_lab import guest, guest_on
 
 pytestmark = pytest.mark.netns
 
@@ -28,27 +27,8 @@ pytestmark = pytest.mark.netns
 @pytest.fixture
 def vm(sandboxes: SandboxFactory, netns_factory: NetnsFactory) -> Iterator[Sandbox]:
     """A port of the model in a namespace; ``ns`` is its guest."""
-    box = sandboxes(model="tap")
-    inside = netns_factory()
-    with guest(box.ns, inside, box.port):
-        yield Sandbox(inside, box.port)
-
-
-def test_a_guest_on_a_tap_reaches_and_is_reached(
-    vm: Sandbox, sandboxes: SandboxFactory, daemon: Daemon
-) -> None:
-    """Gateway, a container, the world, in both families, both ways, and the port counts it as slow_path."""
-    other = sandboxes()
-    for near, far in ((vm, other), (other, vm)):
-        for address in (far.ip4, far.ip6):
-            assert near.ping(address), f"{near.ns.name} to {address}"
-    for address in ("169.254.1.1", "fe80::1%eth0", WORLD4, WORLD6):
-        assert vm.ping(address), address
-    with daemon.client() as client:
-        (carried,) = client.stats(vm.port.port_id)
-    assert carried.from_port.total.packets >= 8
-    assert carried.to_port.total.packets >= 8
-    assert carried.to_port.slow_path.packets > 0
+    with guest_on(sandboxes, netns_factory, "tap") as made:
+        yield made
 
 
 def test_two_guests_on_taps_reach_each_other(
@@ -59,25 +39,6 @@ def test_two_guests_on_taps_reach_each_other(
     with guest(box.ns, inside, box.port):
         for address in (box.ip4, box.ip6):
             assert vm.ping(address), address
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_tap_carries_tcp_with_offloads(vm: Sandbox, sandboxes: SandboxFactory, family: int) -> None:
-    """100 KB each way arrive whole, of super-packets as of segments."""
-    other = sandboxes()
-    for near, far in ((vm, other), (other, vm)):
-        with listening(far.ns, 80) as server:
-            sock = connect(near.ns, far.ip4 if family == 4 else far.ip6, 80)
-            accepted, _ = server.accept()
-            with sock, accepted:
-                accepted.settimeout(20)
-                sock.settimeout(20)
-                said = bytes(range(256)) * 400
-                sock.sendall(said)
-                heard = b""
-                while len(heard) < len(said):
-                    heard += accepted.recv(1 << 16)
-                assert heard == said
 
 
 def test_the_representor_is_the_tap(sandboxes: SandboxFactory, daemon: Daemon) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.fix_daemon import Daemon, Networks, Sandbox, SandboxFactory
-from tests.fix_netns import TestNetns
+from tests.fix_daemon import Daemon, Networks, SandboxFactory
+from tests.fix_netns import NetnsFactory
 from tests.netns import test_guard_isolation, test_policy_path, test_port_path, test_representor_paths
-from tests.netns.guest_lab import guest
+from tests.netns.guest_lab import guests_for_sandboxes
 from tests.netns.test_representor_counting import (
     test_r04_a_super_packet_counts_as_its_segments,  # noqa: F401 - collected here too
 )
@@ -24,19 +23,7 @@ del globals()["test_r18_a_flood_is_thinned_for_each_reason_and_nothing_is_unacco
 
 
 @pytest.fixture
-def sandboxes(
-    daemon: Daemon, netns_factory: Callable[[], TestNetns], networks: Networks
-) -> Iterator[SandboxFactory]:
+def sandboxes(daemon: Daemon, netns_factory: NetnsFactory, networks: Networks) -> Iterator[SandboxFactory]:
     """As fix_daemon's, but each sandbox is the guest of a port of the model tcfilter."""
-    with contextlib.ExitStack() as guests:
-
-        def make(network: str = "n1", **options: object) -> Sandbox:
-            networks(network)
-            box, inside = netns_factory(), netns_factory()
-            options = {"name": box.name, "model": "tcfilter", **options}
-            with daemon.client() as client:
-                port = client.port_create(network, box.path, **options)  # type: ignore[arg-type]
-            guests.enter_context(guest(box, inside, port))
-            return Sandbox(inside, port)
-
-        yield make
+    with guests_for_sandboxes(daemon, netns_factory, networks, "tcfilter") as made:
+        yield made
