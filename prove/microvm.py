@@ -20,6 +20,7 @@ def guests(runner: Runner) -> Iterator[Line]:
         "tcfilter",
         "tcfilter: both families, TCP with offloads, MTU on three ends, CNI's answer, kills; stand-in guest",
         "tests/netns/test_tcfilter.py",
+        "tests/netns/test_tcfilter_join.py",
         "tests/faults/test_kill_tap.py",
     )
     claim = "guard, policy and paths of containers' tests with guests in their places"
@@ -29,6 +30,7 @@ def guests(runner: Runner) -> Iterator[Line]:
         runner,
         "models",
         claim,
+        "tests/netns/test_guest_models.py",
         "tests/netns/test_macvtap.py",
         "tests/netns/test_tap_direct.py",
         "tests/netns/test_tap_semantics.py",
@@ -94,6 +96,8 @@ def firecracker(runner: Runner) -> Iterator[Line]:
         "firecracker",
         "Firecracker's driver against a server that enforces its API description and rules, faults included",
         "tests/unit/test_firecracker_*.py",
+        "tests/netns/test_firecracker_run.py",
+        "tests/unit/test_vmm_matrix.py",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from portwright.api import doctor as dm
 from portwright.api import methods as m
 from portwright.api import migrate as mm
 from portwright.api import policy as pm
@@ -330,14 +331,14 @@ class FakeDaemon:
             ),
         )
 
-    async def doctor(self, params: m.DoctorParams, request: Request) -> m.Diagnosis:
-        return m.Diagnosis(
+    async def doctor(self, params: dm.DoctorParams, request: Request) -> dm.Diagnosis:
+        return dm.Diagnosis(
             checks=(
-                m.Check(name="kernel", ok=True, detail="6.18"),
-                m.Check(name="forwarding", ok=False, level="warning", detail="off", way_out="sysctl -w x=1"),
+                dm.Check(name="kernel", ok=True, detail="6.18"),
+                dm.Check(name="forwarding", ok=False, level="warning", detail="off", way_out="sysctl -w x=1"),
             ),
             features=(
-                m.Feature(name="tcx", present=True),
-                m.Feature(name="netkit", present=False, detail="6.7"),
+                dm.Feature(name="tcx", present=True),
+                dm.Feature(name="netkit", present=False, detail="6.7"),
             ),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,17 @@ from tests.netns.chain_lab import Chained
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
 
-#: The operations of each model besides veth's, with the way in and the way out.
+#: The operations of each model besides veth's, with the way in and the way out; tcfilter's with either join.
 TAPS = {
     "tcfilter": ("CreateVeth", "CreateTap", "JoinLinks", "DeleteLink", "DeleteTap"),
+    "mirred": ("CreateVeth", "CreateTap", "JoinLinks", "DeleteLink", "DeleteTap"),
     "macvtap": ("CreateVeth", "CreateMacvtap", "DeleteLink"),
     "tap": ("CreateHostTap", "NameLink", "DeleteLink"),
 }
+
+
+def _asked(model: str) -> dict[str, Any]:
+    return {"model": "tcfilter", "join": "mirred"} if model == "mirred" else {"model": model}
 
 
 @pytest.mark.parametrize("verb", ["add", "del"])
@@ -29,7 +35,7 @@ def test_killed_around_the_operations_of_a_tap(
     crash: Crash, cni: Cni, netns_factory: NetnsFactory, figures: Callable[..., None], model: str, verb: str
 ) -> None:
     """An ADD that was cut leaves nothing, a DEL that was cut is finished; no tap stays in the sandbox."""
-    cni.conf["model"] = model
+    cni.conf |= _asked(model)
     ns, before = netns_factory(), ids(crash)
     assert cni.add("probe", ns).ok
     assert cni.delete("probe", ns).ok
@@ -57,7 +63,7 @@ def test_killed_around_the_plugging_of_a_tap(
     """A plug or unplug that was cut ends detached, without a tap, and the port can be plugged again."""
     ns = netns_factory()
     with crash.daemon.client() as client:
-        port = client.port_create("witness", ns.path, name="vm", model=model)
+        port = client.port_create("witness", ns.path, name="vm", **_asked(model))
         client.port_unplug("vm")
         client.port_plug("vm", ns.path)
         client.port_unplug("vm")

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from portwright.kernel import tap
-from portwright.vmm.qemu import Console, Guest
+from portwright.vmm.driver import Console
+from portwright.vmm.qemu import Guest
 from portwright.vmm.spec import GuestSpec, Nic
 from tests.deadline import wait_until
 from tests.fix_daemon import Daemon

@@ -24,8 +24,9 @@ from portwright.model.port import NetnsRef, Owner, Port, PortAddress, PortState
 from portwright.vmm.cards import open_card
 from portwright.vmm.cmdline import network_words
 from portwright.vmm.contract import CardFailed
+from portwright.vmm.driver import Console, End, GuestFailed
 from portwright.vmm.initramfs import BUSYBOX
-from portwright.vmm.qemu import Console, End, Guest, GuestFailed
+from portwright.vmm.qemu import Guest
 from portwright.vmm.spec import GuestSpec, Nic
 from tests.deadline import wait_readable, wait_until
 from tests.fix_netns import TestNetns, open_fds

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
 import os
+import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from portwright.kernel import tap
 from portwright.model.errors import Conflict, InvalidInput, NotSupported
+from tests.deadline import wait_until
 from tests.faults.cni import Cni
-from tests.fix_daemon import WORLD4, WORLD6, Daemon, Sandbox, SandboxFactory
+from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import NetnsFactory
-from tests.netns.guest_lab import guest
-from tests.netns.policy_lab import connect, listening
+from tests.netns.guest_lab import guest, guest_on
 
 pytestmark = pytest.mark.netns
 
@@ -24,43 +29,8 @@ pytestmark = pytest.mark.netns
 @pytest.fixture
 def vm(sandboxes: SandboxFactory, netns_factory: NetnsFactory) -> Iterator[Sandbox]:
     """A port of the model in a namespace; ``ns`` is its guest."""
-    box = sandboxes(model="tcfilter")
-    inside = netns_factory()
-    with guest(box.ns, inside, box.port):
-        yield Sandbox(inside, box.port)
-
-
-def test_a_guest_reaches_and_is_reached(vm: Sandbox, sandboxes: SandboxFactory, daemon: Daemon) -> None:
-    """Gateway, a container, the world, in both families, both ways, and the port counts it."""
-    other = sandboxes()
-    for near, far in ((vm, other), (other, vm)):
-        for address in (far.ip4, far.ip6):
-            assert near.ping(address), f"{near.ns.name} to {address}"
-    for address in ("169.254.1.1", WORLD4, WORLD6):
-        assert vm.ping(address), address
-    with daemon.client() as client:
-        totals = client.stats(vm.port.port_id)
-    assert totals
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_guest_carries_tcp_with_offloads(vm: Sandbox, sandboxes: SandboxFactory, family: int) -> None:
-    """A megabyte each way arrives whole, of super-packets as of segments."""
-    other = sandboxes()
-    for near, far in ((vm, other), (other, vm)):
-        with listening(far.ns, 80) as server:
-            address = far.ip4 if family == 4 else far.ip6
-            sock = connect(near.ns, address, 80)
-            accepted, _ = server.accept()
-            with sock, accepted:
-                accepted.settimeout(20)
-                sock.settimeout(20)
-                said = bytes(range(256)) * 400
-                sock.sendall(said)
-                heard = b""
-                while len(heard) < len(said):
-                    heard += accepted.recv(1 << 16)
-                assert heard == said
+    with guest_on(sandboxes, netns_factory, "tcfilter") as made:
+        yield made
 
 
 def test_the_namespaces_own_stack_hears_nothing(vm: Sandbox, sandboxes: SandboxFactory) -> None:
@@ -111,6 +81,117 @@ def test_an_mtu_is_told_to_all_three_ends(sandboxes: SandboxFactory, daemon: Dae
     with daemon.client() as client:
         client.port_set(box.port.port_id, mtu=1400)
     assert _mtus(daemon, box) == {1400}
+
+
+@pytest.mark.parametrize("model", ["tcfilter", "macvtap", "tap"])
+def test_what_the_ends_have_is_shown(
+    sandboxes: SandboxFactory, netns_factory: NetnsFactory, daemon: Daemon, model: str
+) -> None:
+    """The guest's card as it is to be, the others as the kernel has them at that moment: MTU, MAC, queues,
+    of a tap the open ones, and offloads, of a tap what its guest takes. Without tap or device there is none.
+    """
+    box, container = sandboxes(model=model, mtu=1450), sandboxes()
+
+    def ends() -> dict[str, dict[str, Any]]:
+        done = daemon.cli("port", "show", box.port.port_id, "--json")
+        return {each["end"]: each for each in json.loads(done.stdout)["ends"]}
+
+    shown = ends()
+    assert list(shown) == ["guest", *(["tap", "device"] if model != "tap" else []), "representor"]
+    assert {each["mtu"] for each in shown.values()} == {1450}
+    card = shown["guest"]
+    assert (card["mac"], card["queues"], card["vnet_hdr"]) == (box.port.mac, 1, True)
+    if model != "tap":
+        assert shown["device"]["mac"] == box.port.mac
+        assert shown["device"]["offloads"] == ["checksum", "tso"]
+        assert shown["tap"]["name"] == box.port.tap
+    if model != "macvtap":  # which says so for each descriptor, and nowhere else
+        name = "tap" if model == "tcfilter" else "representor"
+        assert (shown[name]["queues"], shown[name]["vnet_hdr"]) == (0, True)
+        with guest(box.ns, netns_factory(), box.port):
+            assert ends()[name]["queues"] == 1
+            assert ends()[name]["offloads"] == ["checksum", "tso"]
+    many = sandboxes(model="tcfilter", queues=2)
+    with guest(many.ns, netns_factory(), many.port), daemon.client() as client:
+        assert [each.queues for each in client.port_link(many.port.port_id).ends][:2] == [2, 1]
+    told = daemon.cli("port", "show", box.port.port_id).stdout
+    assert "END" in told
+    assert "representor" in told
+    if model != "tap":
+        _without_tso(box, "eth0")
+        assert ends()["device"]["offloads"] == ["checksum"]
+    with daemon.client() as client:
+        assert client.port_link(container.port.port_id).ends == ()
+        client.port_unplug(box.port.port_id)
+        assert client.port_link(box.port.port_id).ends == ()
+
+
+def _without_tso(box: Sandbox, name: str) -> None:
+    """``ethtool -K NAME tso off``."""
+    value = (ctypes.c_uint32 * 2)(0x1F, 0)  # linux/ethtool.h: ETHTOOL_STSO, struct ethtool_value
+    with box.ns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, 0x8946, struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value)))
+
+
+@pytest.mark.parametrize("model", ["tcfilter", "macvtap"])
+@pytest.mark.parametrize("end", ["representor", "device", "tap"])
+def test_an_mtu_of_one_end_is_the_others(
+    sandboxes: SandboxFactory, daemon: Daemon, model: str, end: str
+) -> None:
+    """Set with ``ip link`` on any of them, the record and the two others follow."""
+    box = sandboxes(model=model)
+    ns, name = {
+        "representor": (daemon.host, box.port.rep_name),
+        "device": (box.ns, "eth0"),
+        "tap": (box.ns, box.port.tap),
+    }[end]
+    for mtu in (1400, 1300):
+        ns.run(["ip", "link", "set", name, "mtu", str(mtu)])
+        wait_until(lambda: _mtus(daemon, box) == {mtu}, why="the others to follow")  # noqa: B023 - at once
+        with daemon.client() as client:
+            assert client.port_show(box.port.port_id).mtu == mtu
+
+
+def test_an_mtu_that_the_port_can_not_have_is_put_back(sandboxes: SandboxFactory, daemon: Daemon) -> None:
+    """One that costs IPv6, set inside: every end has the port's again, and it is told."""
+    box = sandboxes(model="tcfilter")
+    box.run(["ip", "link", "set", "eth0", "mtu", "1000"])
+    wait_until(lambda: _mtus(daemon, box) == {1500}, why="the MTU to be put back")
+    with daemon.client() as client:
+        assert any("eth0 was given an MTU" in alarm for alarm in client.node_status().alarms)
+
+
+def test_an_mtu_inside_is_followed_after_the_daemon_was_away(
+    sandboxes: SandboxFactory, daemon: Daemon
+) -> None:
+    """As the representor's is."""
+    box = sandboxes(model="tcfilter")
+    daemon.kill()
+    box.run(["ip", "link", "set", "eth0", "mtu", "1400"])
+    daemon.start()
+    wait_until(lambda: _mtus(daemon, box) == {1400}, why="the others to follow")
+
+
+def test_others_noise_hides_nothing(sandboxes: SandboxFactory, daemon: Daemon) -> None:
+    """However much a container does to its links, be it with the names of ours, an MTU is followed."""
+    box, noisy = sandboxes(model="tcfilter"), sandboxes()
+    noise = [f"link add {box.port.tap} type veth peer name other"]
+    noise += [f"link set {box.port.tap} mtu {1300 + number % 2}" for number in range(3000)]
+    noisy.ns.run(["ip", "-batch", "-"], input="\n".join(noise))
+    box.run(["ip", "link", "set", "eth0", "mtu", "1400"])
+    wait_until(lambda: _mtus(daemon, box) == {1400}, why="the others to follow")
+    with daemon.client() as client:
+        assert client.port_show(noisy.port.port_id).mtu == 1500
+
+
+def test_a_sandbox_that_is_heard_is_not_held(sandboxes: SandboxFactory, daemon: Daemon) -> None:
+    """With its namespace the port's device goes, though the daemon hears what happens there."""
+    box = sandboxes(model="tcfilter")
+    box.ns.close()
+    with daemon.client() as client:
+        wait_until(
+            lambda: client.port_show(box.port.port_id).state == "detached", why="the port to be detached"
+        )
 
 
 def _mtus(daemon: Daemon, box: Sandbox) -> set[int]:

@@ -10,7 +10,7 @@ import pytest
 from portwright.model.errors import InvalidInput, NotSupported
 from portwright.vmm import accel, vhost
 from portwright.vmm.cards import Card
-from portwright.vmm.qemu import End
+from portwright.vmm.driver import End
 from portwright.vmm.spec import MAX_COMMAND_LINE, MAX_NICS, GuestSpec, Nic, check, command_line, qemu_args
 
 NIC = Nic(tap="tap01234567", mac="02:00:00:00:00:01", mtu=1500)

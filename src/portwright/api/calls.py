@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import msgspec
 
+from portwright.api import doctor as dm
 from portwright.api import methods as m
 from portwright.api import migrate as mm
 from portwright.api import policy as pm
@@ -122,6 +123,7 @@ def port_create(
     attach: Literal["clsact", "tcx"] | None = None,
     model: str = "veth",
     queues: int = 1,
+    join: Literal["bpf", "mirred"] | None = None,
     inner_addresses: Sequence[str] = (),
 ) -> Call[Port]:
     """Create a port with its device in a sandbox.
@@ -129,6 +131,7 @@ def port_create(
     ``netns``: a path, a name in /run/netns, ``pid:N`` or an open descriptor (which stays yours). ``model``:
     ``tcfilter`` and ``macvtap`` make a tap too (``Port.tap``, with ``queues``), joined with the device or on
     it, for a hypervisor; of ``tap`` it is the port's host end, and nothing is put into the sandbox.
+    ``join``: what joins a tcfilter's, ``bpf`` unless said, or for comparison u32 and ``mirred``.
     ``inner_addresses``: its guest is one of many with the same ``mac`` and these, of each family one.
     Raises InvalidInput, NotFound (the network), Conflict, PoolExhausted, NotSupported.
     """
@@ -146,6 +149,7 @@ def port_create(
         attach=attach,
         model=model,
         queues=queues,
+        join=join,
         inner_addresses=tuple(inner_addresses),
     )
     return Call("port.create", params, Port, (netns,))
@@ -186,7 +190,7 @@ def port_show(port: str) -> Call[Port]:
 
 
 def port_link(port: str) -> Call[m.PortLink]:
-    """Return how a port's link stands: admin, link, opstate. Raises NotFound, Conflict."""
+    """Return how a port's link stands, and its ends if it has a tap. Raises NotFound, Conflict."""
     return Call("port.link", m.PortLinkParams(port=port), m.PortLink)
 
 
@@ -283,9 +287,9 @@ def why(
     return Call("why", params, m.Why)
 
 
-def doctor() -> Call[m.Diagnosis]:
+def doctor() -> Call[dm.Diagnosis]:
     """Check the host, the kernel and the daemon's own state."""
-    return Call("doctor", m.DoctorParams(), m.Diagnosis)
+    return Call("doctor", dm.DoctorParams(), dm.Diagnosis)
 
 
 def policy_apply(files: Sequence[tuple[str, str]], *, dry_run: bool = False) -> Call[pm.PolicyState]:

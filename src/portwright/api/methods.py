@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from portwright.api.registry import Params, method
 from portwright.model.network import AddressRange, Dns, Isolation, Network, Route
-from portwright.model.port import MAX_QUEUES, Limits, Port, PortMapping, PortState
+from portwright.model.port import MAX_QUEUES, End, Limits, Port, PortMapping, PortState
 
 Mtu = Annotated[int, Meta(ge=68, le=65535, description="bytes, RFC 791's least to IP's most")]
 Layer4Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -157,6 +157,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
 
     ``netns`` names the namespace for people; the descriptor decides. ``ips`` are addresses to have; none
     means one from each of the network's range sets. ``inner_addresses``: what a clone's guest has instead.
+    ``join``: of the model tcfilter, None is ``bpf``.
     """
 
     network: Name
@@ -172,6 +173,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     attach: Literal["clsact", "tcx"] | None = None
     model: Model = "veth"
     queues: Queues = 1
+    join: Literal["bpf", "mirred"] | None = None
     inner_addresses: tuple[str, ...] = ()
     dry_run: bool = False
 
@@ -197,6 +199,7 @@ class PortLink(msgspec.Struct, frozen=True, kw_only=True):
 
     ``admin`` is the owner's will, by the representor. ``link`` is the carrier: the sandbox may take it
     away by setting its end down, so it is no sign of health. ``opstate`` is whether there is a device.
+    ``ends``: of a port with a tap, from the guest outwards.
     """
 
     port_id: str
@@ -204,6 +207,7 @@ class PortLink(msgspec.Struct, frozen=True, kw_only=True):
     admin: Literal["up", "down"]
     link: Literal["up", "down"]
     opstate: Literal["attached", "detached"]
+    ends: tuple[End, ...] = ()
 
 
 @method("port.link", PortLink)
@@ -386,33 +390,3 @@ class WhyParams(Params[Why], frozen=True, kw_only=True):
     sport: Layer4Port | None = None
     dport: Layer4Port | None = None
     family: Literal[4, 6] | None = None
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One check. ``level`` is how bad it is that it is not ok; ``way_out`` what to do then."""
-
-    name: str
-    ok: bool
-    level: Literal["error", "warning", "info"] = "error"
-    detail: str = ""
-    way_out: str = ""
-
-
-class Feature(msgspec.Struct, frozen=True, kw_only=True):
-    """A kernel feature that was probed."""
-
-    name: str
-    present: bool
-    detail: str = ""
-
-
-class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """What the doctor found."""
-
-    checks: tuple[Check, ...]
-    features: tuple[Feature, ...] = ()
-
-
-@method("doctor", Diagnosis)
-class DoctorParams(Params[Diagnosis], frozen=True, kw_only=True):
-    """Check the host, the kernel and the daemon's own state."""

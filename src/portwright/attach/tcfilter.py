@@ -9,18 +9,36 @@ device's MAC, so the guard holds the guest to what is recorded of the port.
 from __future__ import annotations
 
 from portwright.attach import clone, veth
+from portwright.model.errors import InvalidInput, NotSupported
 from portwright.model.port import Port
 from portwright.plan.clone_operations import RemoveClone
 from portwright.plan.operations import DeleteLink, NameLink, Operation
 from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 
 MODEL = "tcfilter"
+#: What joins device and tap: our program, or for comparison the kernel's own filter and action.
+BPF, MIRRED = "bpf", "mirred"
+
+
+def judge_join(join: str, model: str, *, clone: bool) -> str:
+    """How a port's device and tap are joined, '' for none. Raises InvalidInput, NotSupported; pure."""
+    if join not in ("", BPF, MIRRED):
+        raise InvalidInput("join", join, f"must be {BPF} or {MIRRED}")
+    if join and model != MODEL:
+        raise NotSupported(
+            model, f"join {join}", f"it joins no device with a tap: use {MODEL}, or leave it out"
+        )
+    if join == MIRRED and clone:
+        why = f"it rewrites no addresses, as inner addresses need: use {BPF}, or leave them out"
+        raise NotSupported(model, f"join {join}", why)
+    return join or (BPF if model == MODEL else "")
 
 
 def attach(port: Port) -> tuple[Operation, ...]:
     """As ``veth.attach``; joined before either end is up, so that the namespace's stack hears nothing."""
     made = CreateTap(tap=port.tap, mtu=port.mtu, queues=port.queues, sandbox=port.sandbox)
-    joined = clone.join(port) if port.clone else JoinLinks(device=port.ifname, tap=port.tap)
+    by = port.join or BPF
+    joined = clone.join(port) if port.clone else JoinLinks(device=port.ifname, tap=port.tap, join=by)
     return behind(NameLink, veth.attach(port), made, joined)
 
 

@@ -16,7 +16,8 @@ from portwright.cli.output import print_json, print_table, printable
 from portwright.model.errors import DaemonUnavailable, InvalidInput
 
 if TYPE_CHECKING:
-    from portwright.api.methods import Check, Diagnosis, DropEvent, PortStats
+    from portwright.api.doctor import Check, Diagnosis
+    from portwright.api.methods import DropEvent, PortStats
 
 _STATS = [
     "PORT_ID",
@@ -193,7 +194,7 @@ def doctor(settings: Settings, as_json: bool) -> int:
 
 def _no_daemon(error: DaemonUnavailable) -> Diagnosis:
     """Return the diagnosis when nobody is there to ask: that is the finding."""
-    from portwright.api.methods import Check, Diagnosis
+    from portwright.api.doctor import Check, Diagnosis
 
     detail = f"nothing answers on {error.socket}: {error.why}"
     return Diagnosis(checks=(Check(name="daemon", ok=False, detail=detail, way_out="portwright node run"),))

@@ -64,6 +64,11 @@ def port() -> None:
     "--queues", type=click.IntRange(1, MAX_QUEUES), default=1, show_default=True, help="Of a model's tap."
 )
 @click.option(
+    "--join",
+    type=click.Choice(["bpf", "mirred"]),
+    help="What joins a tcfilter's device and tap: bpf unless said; mirred, with u32, is for comparison.",
+)
+@click.option(
     "--inner-address",
     "inner_addresses",
     multiple=True,
@@ -92,6 +97,7 @@ def create(
     attach: str | None,
     model: str,
     queues: int,
+    join: Literal["bpf", "mirred"] | None,
     inner_addresses: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
@@ -110,6 +116,7 @@ def create(
         "attach": attach,
         "model": model,
         "queues": queues,
+        "join": join,
         "inner_addresses": inner_addresses,
     }
     with client_of(settings) as client:
@@ -177,7 +184,7 @@ def show(settings: Settings, port: str, as_json: bool) -> None:
         counters = {
             name: getattr(carried, name) if carried else None for name in ("from_port", "to_port", "drops")
         }
-        link = {"admin": stands.admin, "link": stands.link, "opstate": stands.opstate}
+        link = {name: getattr(stands, name) for name in ("admin", "link", "opstate", "ends")}
         print_json({**full(found), **link, **counters})
         return
     facts = _facts(found)
@@ -186,6 +193,23 @@ def show(settings: Settings, port: str, as_json: bool) -> None:
         facts.append(("from_port", _direction(carried.from_port, carried.drops.from_port)))
         facts.append(("to_port", _direction(carried.to_port, carried.drops.to_port)))
     print_facts(facts)
+    if stands.ends:
+        click.echo()
+        print_table(
+            ["END", "NAME", "MAC", "MTU", "QUEUES", "VNET_HDR", "OFFLOADS"],
+            [
+                [
+                    each.end,
+                    each.name,
+                    each.mac,
+                    each.mtu,
+                    each.queues,
+                    {None: "", True: "yes", False: "no"}[each.vnet_hdr],
+                    "" if each.offloads is None else ",".join(each.offloads) or "none",
+                ]
+                for each in stands.ends
+            ],
+        )
 
 
 @port.command()
@@ -311,6 +335,7 @@ def _facts(shown: Port) -> list[tuple[str, object]]:
         ("state", shown.state.value),
         ("network", shown.network),
         ("model", shown.model),
+        ("join", shown.join),
         ("representor", shown.rep_name),
         ("ifname", shown.ifname),
         ("sandbox", shown.sandbox.path),

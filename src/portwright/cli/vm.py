@@ -15,14 +15,15 @@ from click.core import ParameterSource
 
 from portwright.cli.jail import cell_of, cell_options
 from portwright.cli.main import Settings
-from portwright.cli.options import LabelType, client_of, json_option
+from portwright.cli.options import LabelType, RateType, client_of, json_option
 from portwright.cli.output import print_json, print_table
-from portwright.model.port import MAX_QUEUES
+from portwright.model.port import MAX_QUEUES, Limits
 
 if TYPE_CHECKING:
     from portwright.api.calls import Call
     from portwright.vmm.contract import NicFacts, Started
-    from portwright.vmm.qemu import Console, End
+    from portwright.vmm.driver import Console, End
+    from portwright.vmm.matrix import Vmm
     from portwright.vmm.spec import Accel
     from portwright.vmm.vhost import Vhost
 
@@ -39,7 +40,17 @@ def vm() -> None:
 
 
 @vm.command()
-@click.option("--kernel", type=_FILE, help="The Linux image to boot.")
+@click.option(
+    "--vmm",
+    type=click.Choice(["qemu", "firecracker"]),
+    default="qemu",
+    show_default=True,
+    help="The hypervisor.",
+)
+@click.option(
+    "--firecracker", metavar="PATH", help="Firecracker's executable; the one in $PATH, if not given."
+)
+@click.option("--kernel", type=_FILE, help="The Linux image to boot; for Firecracker the ELF one, vmlinux.")
 @click.option("--initramfs", type=_FILE, help="The first root file system; `vm initramfs` makes one.")
 @click.option("--root", type=_FILE, help="A raw disk image, which is /dev/vda and the root.")
 @click.option("--memory", type=int, default=256, show_default=True, help="In MiB.")
@@ -82,6 +93,8 @@ def vm() -> None:
 )
 @click.option("--name", help="A name for the guest, its port and its host name.")
 @click.option("--label", "labels", multiple=True, type=LabelType(), help="A label of its ports.")
+@click.option("--egress-rate", type=RateType(), help="What each of its ports may send, in bits per second.")
+@click.option("--ingress-rate", type=RateType(), help="What may be sent to each of its ports.")
 @click.option(
     "--accel",
     type=click.Choice(["kvm", "tcg"]),
@@ -107,6 +120,8 @@ def run(
     settings: Settings,
     /,
     *,
+    vmm: Vmm,
+    firecracker: str | None,
     netns: str | None,
     incoming: Path | None,
     kernel: Path | None,
@@ -120,6 +135,8 @@ def run(
     vhost: Vhost,
     name: str | None,
     labels: tuple[tuple[str, str], ...],
+    egress_rate: int | None,
+    ingress_rate: int | None,
     accel: Accel | None,
     console: Path | None,
     append: tuple[str, ...],
@@ -133,12 +150,18 @@ def run(
     as_json: bool,
 ) -> int:
     """Run a guest on ports of its own, until it ends or is interrupted. Exit status 1 if it failed."""
-    from portwright.vmm import frozen
+    from portwright.vmm import frozen, matrix
     from portwright.vmm.run import absolute
     from portwright.vmm.run import run as run_guest
     from portwright.vmm.spec import GuestSpec
     from portwright.vmm.there import run_there
 
+    if vmm == "firecracker":
+        for given, feature in ((incoming, "freeze"), (netns, "netns")):
+            if given is not None:
+                matrix.require(feature, vmm, "tcfilter")
+    elif firecracker is not None:
+        raise click.UsageError("--firecracker is for --vmm firecracker")
     if (kernel is None) == (incoming is None):
         raise click.UsageError("name --kernel, or --incoming")
     spec = GuestSpec(
@@ -168,12 +191,13 @@ def run(
         else:
             nics = (" ".join([nic.ifname, nic.mac, *nic.addresses]) for nic in facts.nics)
             vhost_net = "vhost on" if facts.vhost else "vhost off"
-            how = (facts.accel, facts.model, vhost_net)
+            by = [facts.vmm] if facts.vmm != "qemu" else []
+            how = (*by, facts.accel, facts.model, vhost_net)
             click.echo("  ".join([facts.name, f"pid {facts.pid}", *nics, *how]))
         sys.stdout.flush()
 
     if netns is not None:
-        theirs = ("networks", "queues", "model", "labels")
+        theirs = ("networks", "queues", "model", "labels", "egress_rate", "ingress_rate")
         _refuse("--netns runs on the ports that are there: {} is theirs to say", *theirs)
     with _opened(console) as where, client_of(settings, timeout=_CALL_WITHIN) as client:
         if netns is not None:
@@ -191,6 +215,8 @@ def run(
             patience=patience,
             started=started,
             nics=restored.nics if restored is not None else (),
+            limits=Limits(egress_rate=egress_rate or 0, ingress_rate=ingress_rate or 0),
+            firecracker=(firecracker or vmm) if vmm == "firecracker" else "",
         )
     return _told(spec.name, end)
 
@@ -200,7 +226,7 @@ def _refuse(why: str, *names: str) -> None:
     ctx = click.get_current_context()
     for name in names:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            given = name.removesuffix("s") if name in {"networks", "labels"} else name
+            given = name.removesuffix("s") if name in {"networks", "labels"} else name.replace("_", "-")
             raise click.UsageError(why.format(f"--{given}"))
 
 
@@ -225,11 +251,11 @@ def list_guests(settings: Settings, /, *, as_json: bool) -> int:
         print_json(guests)
     else:
         rows = [
-            (guest.name, guest.pid, guest.accel, *nic)
+            (guest.name, guest.pid, guest.vmm, guest.accel, *nic)
             for guest in guests
             for nic in [_row(nic) for nic in guest.nics] or [("",) * 5]
         ]
-        print_table(["NAME", "PID", "ACCEL", "IFNAME", "NETWORK", "REP", "MAC", "ADDRESSES"], rows)
+        print_table(["NAME", "PID", "VMM", "ACCEL", "IFNAME", "NETWORK", "REP", "MAC", "ADDRESSES"], rows)
     for problem in problems:
         click.echo(f"portwright: {problem}", err=True)
     return 1 if problems else 0
@@ -347,7 +373,7 @@ def _say(nic: NicFacts, as_json: bool) -> None:
 
 @contextmanager
 def _opened(console: Path | None) -> Iterator[Console]:
-    from portwright.vmm.qemu import Console
+    from portwright.vmm.driver import Console
 
     if console is not None and str(console) == "-":
         both = sys.stdin.isatty() and sys.stdout.isatty()

@@ -145,6 +145,7 @@ def _refuse_what_is_not_held(conf: NetConf) -> None:
         ("mtu", conf.mtu),
         ("ipMasq", conf.ip_masq),
         ("attach", conf.attach),
+        ("join", conf.join),
         ("innerAddresses", list(conf.inner_addresses)),
         ("reach", list(conf.reach)),
         ("isolation", conf.isolation),

@@ -9,6 +9,7 @@ Keys of Portwright's own, beside the specification's::
     network   name of the network to join, if it is not the configuration's name
     model     attachment model, "veth" unless said
     queues    of the tap of a model that has one, 1 unless said
+    join      what joins a tcfilter's device and tap: "bpf" (the default) or "mirred", for comparison
     innerAddresses  what the guest has inside, one of many restored from a snapshot; the port has its own
     interfaces  names of prevResult's devices to put a tap on; all of them unless said (:mod:`.chain`)
     attach    how our programs sit on the representor: "clsact" (quick to make, the default) or "tcx"
@@ -101,6 +102,7 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     ip_masq: bool = False
     model: str = "veth"
     queues: int = 1
+    join: str = ""
     inner_addresses: tuple[str, ...] = ()
     interfaces: tuple[str, ...] = ()
     attach: str = ""
@@ -184,6 +186,7 @@ def read(top: Fields, args: Mapping[str, str]) -> NetConf:
         ip_masq=top.flag("ipMasq"),
         model=model,
         queues=top.number("queues", 1, MAX_QUEUES) or 1,
+        join=top.text("join"),
         inner_addresses=top.texts("innerAddresses"),
         interfaces=top.texts("interfaces"),
         attach=_attach(top),

@@ -364,6 +364,7 @@ def _spec(
         model=conf.model,
         attach=conf.attach,
         queues=conf.queues,
+        join=conf.join,
         inner_addresses=conf.inner_addresses,
         mac=wish.mac,
         mtu=conf.mtu,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -10,18 +9,21 @@ from typing import Literal, cast
 
 import msgspec
 
+from portwright.api import doctor as dm
 from portwright.api import methods as m
 from portwright.api import migrate as mm
 from portwright.api import policy as pm
 from portwright.api.request import Request
+from portwright.daemon import given
 from portwright.daemon.migrate import migrate
 from portwright.daemon.policy import judged_state, policy_state, staged_policies
 from portwright.daemon.why import Explainer
 from portwright.dataplane.abi import PwCounter
 from portwright.ipam import canonical_pools
-from portwright.model.errors import InvalidInput, NotSupported
+from portwright.model.errors import NotSupported
 from portwright.model.network import AddressRange, Network
-from portwright.model.port import Limits, Owner, Port, PortState
+from portwright.model.port import Owner, Port, PortState
+from portwright.node import ends
 from portwright.node.chain import Chain
 from portwright.node.changes import Changes
 from portwright.node.core import Core
@@ -178,13 +180,14 @@ class Methods:
             owner=Owner(kind="name", name=params.name or f"{params.netns}/{params.ifname}"),
             ifname=params.ifname,
             netns=params.netns,
-            mac=_mac(params.mac),
+            mac=given.mac(params.mac),
             mtu=params.mtu,
             attach=params.attach or "",
             model=params.model,
             queues=params.queues,
+            join=params.join or "",
             inner_addresses=params.inner_addresses,
-            requested=tuple(_bare(ip) for ip in params.ips),
+            requested=tuple(given.address(ip) for ip in params.ips),
             routes=self._store.get_network(params.network).routes,
             dns=self._store.get_network(params.network).dns,
             port_mappings=params.port_mappings,
@@ -237,6 +240,7 @@ class Methods:
             admin="down" if port.admin == "down" else "up",
             link="up" if link else "down",
             opstate="attached" if port.state is PortState.ATTACHED else "detached",
+            ends=ends.of(self._core, port),
         )
 
     async def port_delete(self, params: m.PortDeleteParams, _request: Request) -> m.PortDeleted:
@@ -254,7 +258,7 @@ class Methods:
         port = self._held(params.port)
         limits = None
         if params.limits is not None:
-            limits = _merged(port.limits, params.limits)
+            limits = given.limits(port.limits, params.limits)
         labels = None
         if params.labels is not None:
             merged = {**port.labels, **params.labels}
@@ -373,48 +377,16 @@ class Methods:
         """What the data path would do to a packet, step by step; none is sent. Raises as Explainer.why."""
         return self._explainer.why(params)
 
-    async def doctor(self, _params: m.DoctorParams, _request: Request) -> m.Diagnosis:
+    async def doctor(self, _params: dm.DoctorParams, _request: Request) -> dm.Diagnosis:
         """Every check of this host, the passed ones too, each failed one with a way out."""
         checks = tuple(
-            m.Check(name=f.name, ok=f.ok, level=f.level, detail=f.detail, way_out="" if f.ok else f.way_out)  # type: ignore[arg-type]
+            dm.Check(name=f.name, ok=f.ok, level=f.level, detail=f.detail, way_out="" if f.ok else f.way_out)  # type: ignore[arg-type]
             for f in self._health.doctor()
         )
         found = tuple(
-            m.Feature(
+            dm.Feature(
                 name=f.name, present=bool(f.supported), detail=f.detail or f"needs {f.need}, have {f.have}"
             )
             for f in self._health.features()
         )
-        return m.Diagnosis(checks=checks, features=found)
-
-
-def _bare(text: str) -> str:
-    try:
-        return str(ipaddress.ip_interface(text).ip)
-    except ValueError as error:
-        raise InvalidInput("ips", text, "is not an IP address") from error
-
-
-def _mac(text: str | None) -> str:
-    if not text:
-        return ""
-    parts = text.lower().replace("-", ":").split(":")
-    if len(parts) != 6 or any(len(p) != 2 for p in parts):
-        raise InvalidInput("mac", text, "must be a MAC address like 02:00:00:00:00:01")
-    try:
-        first = int(parts[0], 16)
-        bytes(int(p, 16) for p in parts)
-    except ValueError as error:
-        raise InvalidInput("mac", text, "must be a MAC address like 02:00:00:00:00:01") from error
-    if first & 1:
-        raise InvalidInput("mac", text, "must be a unicast MAC address")
-    return ":".join(parts)
-
-
-def _merged(limits: Limits, change: m.LimitsChange) -> Limits:
-    given = {k: v for k, v in msgspec.structs.asdict(change).items() if v is not None}
-    for direction in ("egress", "ingress"):
-        # A new rate without a burst gets the default burst again, not the old one's.
-        if f"{direction}_rate" in given and f"{direction}_burst" not in given:
-            given[f"{direction}_burst"] = 0
-    return msgspec.structs.replace(limits, **given)
+        return dm.Diagnosis(checks=checks, features=found)

@@ -21,6 +21,7 @@ READ_MAX = 256
 _NFNLGRP_NFTABLES, _DELTABLE = 1 << (7 - 1), 10 << 8 | 2
 _RECEIVE_BUFFER = 4 << 20  # about 2,000 unread link messages
 _DATAGRAM = 64 * 1024
+_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID = 270, 8  # linux/socket.h, netlink.h
 
 
 class LinkEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +107,22 @@ class LinkMonitor(_Subscription):
                 if link is not None:
                     events.append(LinkEvent(kind="del" if message.type == RTM_DELLINK else "new", link=link))
         return events
+
+
+class SandboxMonitor(LinkMonitor):
+    """A subscription to the links of a namespace, and of every other that it has a number for (nsid).
+
+    Whose link an event is of it does not say: a number or a name in it may be that of several.
+    """
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Subscribe by the namespace of ``netns_fd`` (not taken over), or the thread's own."""
+        super().__init__(netns_fd)
+        try:
+            self._sock.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
+        except OSError as exc:
+            self.close()
+            raise KernelFailed(exc.errno or errno.EIO, self._words, "of all namespaces") from exc
 
 
 class _Signal(_Subscription):

@@ -129,6 +129,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sandbox: NetnsRef
     tap: str = ""  # of models for VMs: the tap in the sandbox's namespace that the device is joined with
     queues: int = 1  # of the tap
+    join: str = ""  # of tcfilter, device and tap: by "bpf" (what '' of an older record is) or "mirred"
     inner_addresses: tuple[str, ...] = ()  # of a clone: what its guest has where the port has its own
     clone: int = 0  # its number in the map of clones
     rep_ifindex: int = 0
@@ -143,6 +144,23 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cni: dict[str, object] = {}  # what DEL of a foreign IPAM needs: config, path, args
     adopted: Adopted | None = None  # of the model adopt alone
     created: float = 0.0  # unix seconds
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True):
+    """A place that a microVM's packets pass: ``guest`` as it is to be set, the others as the kernel has them.
+
+    ``end``: guest, tap, device or representor. ``queues`` of a tap: those that a hypervisor has open.
+    ``vnet_hdr``: frames carry a virtio-net header there; None where there is no such question. ``offloads``:
+    of ``checksum`` and ``tso``; of a tap what its guest takes.
+    """
+
+    end: str
+    name: str = ""
+    mac: str = ""
+    mtu: int = 0
+    queues: int = 0
+    vnet_hdr: bool | None = None
+    offloads: tuple[str, ...] | None = None
 
 
 class Chained(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 
+from portwright.attach import tcfilter
 from portwright.dataplane import values
 from portwright.dataplane.abi import PwDir, PwLimitKey
 from portwright.kernel import rtnl, sysctl
@@ -245,6 +246,8 @@ class Applier:
                 taps.create_macvtap(self._inside(), operation)
             case tap_op.CreateTap():
                 taps.create(self._inside(), operation)
+            case tap_op.JoinLinks(join=tcfilter.MIRRED):
+                taps.redirect(self._inside(), operation)
             case tap_op.JoinLinks():
                 taps.join(self._inside(), operation, self._switch.joiner)
             case tap_op.DeleteTap():

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from portwright.attach import clone, models, veth
+from portwright.attach import clone, models, tcfilter, veth
 from portwright.dataplane import values
 from portwright.model.errors import Conflict, InvalidInput, PortStateError
 from portwright.model.network import GATEWAY4, GATEWAY6, AddressRange, Dns, Network, Route
@@ -52,6 +52,7 @@ class PortSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: str = veth.MODEL
     attach: str = ""
     queues: int = 1
+    join: str = ""
     inner_addresses: tuple[str, ...] = ()
     mac: str = ""
     mtu: int | None = None
@@ -76,6 +77,8 @@ class Ports:
         ports = list(core.store.ports())
         self._host_ports = HostPorts(publication(p) for p in ports if p.port_mappings)
         self._clones = Numbers(p.clone for p in ports)
+        #: whether there is a port with a tap, or was
+        self.tapped = any(p.tap for p in ports)
 
     # -- create ----------------------------------------------------------------------------------
 
@@ -105,6 +108,7 @@ class Ports:
                 if port.port_mappings:
                     self._host_ports.claim(publication(port))
                 self._clones.take(port.clone)
+                self.tapped |= bool(port.tap)
         except BaseException:
             self._host_ports.release(port.port_id)
             self._clones.release(port.clone)
@@ -168,6 +172,7 @@ class Ports:
         if not veth.MIN_MTU <= mtu <= veth.MAX_MTU:
             raise InvalidInput("mtu", mtu, f"must be {veth.MIN_MTU} to {veth.MAX_MTU}")
         inner = clone.judge(spec.inner_addresses, spec.model)
+        join = tcfilter.judge_join(spec.join, spec.model, clone=bool(inner))
         port_id = secrets.token_hex(8)
         return Port(
             port_id=port_id,
@@ -181,6 +186,7 @@ class Ports:
             rep_name=rep_name(port_id),
             tap=models.of(spec.model).tap(port_id),
             queues=spec.queues,
+            join=join,
             inner_addresses=inner,
             clone=self._clones.free() if inner else 0,
             mac=spec.mac or _random_mac(),

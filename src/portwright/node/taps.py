@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from portwright.kernel import clsact, macvtap, netns, rtnl, sysctl, tap
+from portwright.kernel import clsact, macvtap, netns, rtnl, sysctl, tap, u32
 from portwright.kernel.bpf import Collection, CollectionSpec, Program
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import KernelFailed, NotFound, NotSupported
@@ -99,6 +99,14 @@ def join(sandbox: Sandbox, operation: JoinLinks, program: Program) -> None:
         )
 
 
+def redirect(sandbox: Sandbox, operation: JoinLinks) -> None:
+    """As :func:`join`, by u32 and mirred. Raises NotSupported where the kernel has not both."""
+    indexes = [_index(sandbox, name) for name in (operation.device, operation.tap)]
+    for index, other in zip(indexes, reversed(indexes), strict=True):
+        clsact.ensure_clsact(sandbox.rtnl, index)
+        u32.attach_redirect(sandbox.rtnl, index, other, pref=clsact.OUR_PREF, handle=clsact.OUR_HANDLE)
+
+
 def adopt(sandbox: Sandbox, operation: AdoptLink, program: Program) -> None:
     """As :func:`join`. Raises NotFound where another device has the name by now."""
     link = rtnl.link_by_name(sandbox.rtnl, operation.device)
@@ -150,10 +158,11 @@ def lacks(sock: NetlinkSocket, device: rtnl.LinkInfo, name: str) -> list[str]:
     problems = [] if link.up else [f"tap {name} is down in the sandbox"]
     if link.mtu != device.mtu:
         problems.append(f"tap {name} has MTU {link.mtu}, and {device.name} {device.mtu}")
-    for one in (device, link):
+    for one, other in ((device, link), (link, device)):
         filters = clsact.list_filters(sock, one.index, "ingress")
         slot = (clsact.OUR_PREF, clsact.OUR_HANDLE)
-        if not any((f.pref, f.handle) == slot and f.name in (PROGRAM, clones.PROGRAM) for f in filters):
+        joined = any((f.pref, f.handle) == slot and f.name in (PROGRAM, clones.PROGRAM) for f in filters)
+        if not joined and u32.redirect(sock, one.index, pref=slot[0], handle=slot[1]) != other.index:
             problems.append(f"{one.name} is not joined: its filter is gone")
     return problems
 

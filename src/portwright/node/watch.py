@@ -21,6 +21,7 @@ from portwright.node.changes import Changes
 from portwright.node.core import Core
 from portwright.node.ports import Ports
 from portwright.node.switch import Switch
+from portwright.node.watch_ends import EndsWatch
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Watch:
         self._changes = changes
         self._loop = loop
         self._monitors: dict[int, LinkMonitor] = {}
+        #: inside the sandboxes, once a port of theirs has a tap
+        self._ends: dict[int, EndsWatch] = {}
         #: administrative state of each representor when it was last heard of
         self._up: dict[tuple[int, str], bool] = {}
         #: of our own namespace, for host endpoints that are found by an address
@@ -61,12 +64,17 @@ class Watch:
             monitor = LinkMonitor(switch.fd)
             self._monitors[cookie] = monitor
             self._loop.add_reader(monitor.fileno(), self._ready, cookie)
+        for cookie in set(self._monitors) - set(self._ends) if self._ports.tapped else ():
+            switch = self._core.switches[cookie]
+            self._ends[cookie] = EndsWatch(self._core, switch, self._changes, self._loop)
 
     def catch_up(self) -> None:
         """Acts on what happened while nobody followed. Call it after ``sync``."""
         self._core.policies.addresses_changed()
         for cookie in self._monitors:
             self._compare_all(self._core.switches[cookie])
+        for ends in self._ends.values():
+            ends.compare_all()
 
     def close(self) -> None:
         """Ends every subscription."""
@@ -92,6 +100,8 @@ class Watch:
             self._alarm(hosts.error)
 
     def _stop(self, cookie: int) -> None:
+        if (ends := self._ends.pop(cookie, None)) is not None:
+            ends.close()
         monitor = self._monitors.pop(cookie)
         self._loop.remove_reader(monitor.fileno())
         monitor.close()

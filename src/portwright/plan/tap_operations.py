@@ -86,16 +86,25 @@ class DeleteTap(Base, frozen=True, kw_only=True):
 class JoinLinks(Base, frozen=True, kw_only=True):
     """What comes in on one device of the sandbox's namespace goes out on the other, both ways.
 
-    By a filter of ours on each, beside those that others have there; it goes with the device.
+    By a filter of ours on each, beside those that others have there; it goes with the device. ``join``:
+    our program ("bpf"), or the kernel's own u32 and mirred ("mirred").
     """
 
     device: str
     tap: str
+    join: str = "bpf"
 
     def render(self) -> str:
         """``tc filter add``, twice."""
         ways = ((self.device, self.tap), (self.tap, self.device))
         add = f"{inside('sandbox')}tc filter add dev"
+        if self.join == "mirred":
+            begin = f"{inside('sandbox')}tc qdisc add dev"
+            match = "ingress protocol all pref 28791 handle ::77 u32 match u32 0 0"
+            return "; ".join(
+                f"{begin} {one} clsact; {add} {one} {match} action mirred egress redirect dev {to}"
+                for one, to in ways
+            )
         return "; ".join(
             f"{add} {one} ingress bpf da object-file join.bpf.o classid {to}" for one, to in ways
         )

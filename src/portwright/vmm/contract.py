@@ -52,7 +52,7 @@ def facts_of(port: Port) -> NicFacts:
 class Started(msgspec.Struct, frozen=True, kw_only=True):
     """A guest that has been started. ``pid`` is the hypervisor's.
 
-    ``model`` is its ports', ``vhost`` whether vhost-net carries their packets.
+    ``model`` is its ports', ``vhost`` whether vhost-net carries their packets, ``vmm`` the hypervisor.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     nics: tuple[NicFacts, ...]
     model: str = ""
     vhost: bool = False
+    vmm: str = "qemu"
 
 
 class ShowParams(Params[Started], frozen=True, kw_only=True):

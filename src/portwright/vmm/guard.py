@@ -1,4 +1,4 @@
-"""What a guest leaves behind that does not end by itself: its namespace's ports, and its control socket.
+"""What a guest leaves behind that does not end by itself: its namespace's ports, and its sockets.
 
 Its hypervisor and its namespace end with whoever holds them, whatever ends that.
 """
@@ -11,10 +11,11 @@ from pathlib import Path
 from portwright.jail import guard
 from portwright.jail.ports import delete_ports
 from portwright.vmm import control
+from portwright.vmm.firecracker import home
 
 
 class Guard(guard.Guard):
-    """Removes both when it is left, or when this process ends before that: see portwright.jail.guard.
+    """Removes them when it is left, or when this process ends before that: see portwright.jail.guard.
 
     ``socket`` is the daemon's, ``cookie`` the namespace's, ``name`` the guest's.
     """
@@ -26,4 +27,5 @@ class Guard(guard.Guard):
 
 def _clean(socket: Path, cookie: int, name: str) -> None:
     control.sweep(socket.parent, name)
+    home.sweep(control.folder(socket.parent), name, cookie)
     delete_ports(socket, cookie)

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import fcntl
 import os
 import platform
 import shutil
-import signal
 import socket
 import subprocess
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -25,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from portwright.jail.process import Jailed
 from portwright.kernel import netns, private
 from portwright.kernel.monitor import LinkMonitor
-from portwright.model.errors import NotFound, NotSupported, PortwrightError
+from portwright.model.errors import NotFound, NotSupported
 from portwright.vmm import cell, frozen
 from portwright.vmm.agent import Agent
 from portwright.vmm.cards import open_card
+from portwright.vmm.driver import INTERNAL_ERROR, Console, End, GuestFailed, State
 from portwright.vmm.hotplug import Cards
 from portwright.vmm.spec import GuestSpec, check, qemu_args
 
@@ -40,65 +38,6 @@ _PROGRAM: Final = "qemu-system-x86_64"
 _ANSWER_WITHIN, _QUIT_WITHIN, _PRESS_EVERY = 30.0, 5.0, 2.0
 #: Bytes of QEMU's last words that an error repeats, and of all that is kept of them.
 _SAID, _MOST = 4096, 64 * 1024
-_INTERNAL_ERROR: Final = "internal-error"  # QMP's RunState: the accelerator gave up
-
-_ENDED: Final = {
-    "guest-shutdown": "the guest powered itself off",
-    "guest-reset": "the guest reset itself: a panic, or a reboot",
-    "guest-panic": "the guest's kernel panicked",
-    "host-qmp-quit": "the guest did not shut down in time and was ended",
-    "host-signal": "QEMU was sent a signal",
-    _INTERNAL_ERROR: "KVM can't run this guest here; there is --accel tcg",
-}
-
-
-class GuestFailed(PortwrightError):
-    """QEMU could not start the guest, or go on with it. ``said`` is what it wrote last."""
-
-    code = "guest"
-
-    def __init__(self, name: str, why: str, said: str = "") -> None:
-        super().__init__(f"guest {name!r}: {why}" + (f": {said}" if said else ""))
-        self.name = name
-        self.why = why
-        self.said = said
-
-
-class State(enum.StrEnum):
-    """running -> stopping -> ended, or at once."""
-
-    RUNNING = "running"
-    STOPPING = "stopping"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True)
-class Console:
-    """Where the guest's first serial line goes. ``terminal``: both are one, on which ^A x ends the guest."""
-
-    stdin: int
-    stdout: int
-    terminal: bool = False
-
-
-@dataclass(frozen=True)
-class End:
-    """How a guest ended. ``status``: as subprocess gives it; ``reason``: QMP's ShutdownCause, or ''."""
-
-    status: int
-    reason: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the guest ended as it, or we, wanted."""
-        return self.status == 0 and self.reason in {"", "guest-shutdown", "host-qmp-quit"}
-
-    def __str__(self) -> str:
-        if self.reason:
-            return _ENDED.get(self.reason, self.reason)
-        if self.status < 0:
-            return f"QEMU was killed by {signal.Signals(-self.status).name}"
-        return "ended from its console" if self.status == 0 else f"QEMU failed with status {self.status}"
 
 
 class Guest:
@@ -159,7 +98,7 @@ class Guest:
             devices = netns_fd if devices_fd is None else devices_fd
             monitor = ours.enter_context(LinkMonitor(devices))
             cards = [theirs.enter_context(open_card(nic, netns_fd)) for nic in spec.nics]
-            words = _bounded_file()
+            words = bounded_file("qemu-stderr")
             ours.callback(os.close, words)
             passed = [far.fileno(), agent.far.fileno()]
             incoming = -1
@@ -266,7 +205,7 @@ class Guest:
             if event["event"] == "STOP":
                 with contextlib.suppress(QMPError):
                     said = await self._qmp.execute("query-status")
-                    if isinstance(said, dict) and said.get("status") == _INTERNAL_ERROR:
+                    if isinstance(said, dict) and said.get("status") == INTERNAL_ERROR:
                         self._given_up = True
                         await self._qmp.execute("quit")
 
@@ -287,7 +226,7 @@ class Guest:
         """The process is gone: read what QMP still has, and close everything."""
         status = self._process.wait()
         await self._close()
-        reason = _INTERNAL_ERROR if self._given_up else ""
+        reason = INTERNAL_ERROR if self._given_up else ""
         for event in self._listener.history if self._listener is not None else ():
             data: Any = event.get("data", {})
             if event["event"] == "SHUTDOWN" and not reason:
@@ -337,9 +276,9 @@ class Guest:
             self._words = -1
 
 
-def _bounded_file() -> int:
-    """A file in memory that takes _MOST bytes and no more: how much QEMU says may be the guest's choice."""
-    fd = os.memfd_create("qemu-stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def bounded_file(name: str) -> int:
+    """A file in memory that takes _MOST bytes and no more: how much a VMM says may be the guest's choice."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, _MOST)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     return fd

@@ -6,30 +6,35 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from portwright.api.aio import AsyncClient
 from portwright.api.client import Client
 from portwright.kernel import netns, private
 from portwright.model.errors import InvalidInput
-from portwright.vmm import accel, control
+from portwright.model.port import Limits, Port
+from portwright.vmm import accel, control, matrix
 from portwright.vmm.cards import home_of
 from portwright.vmm.cmdline import network_words
 from portwright.vmm.contract import Started
+from portwright.vmm.driver import Console, End, GuestFailed, RunningGuest
+from portwright.vmm.firecracker import home
 from portwright.vmm.frozen import FrozenNic
 from portwright.vmm.guard import Guard
-from portwright.vmm.qemu import Console, End, Guest, GuestFailed, prepare
+from portwright.vmm.qemu import Guest, prepare
 from portwright.vmm.service import CALL_WITHIN, Sandbox, Service, only_network, wanted
 from portwright.vmm.spec import GuestSpec
 from portwright.vmm.vhost import Vhost
 from portwright.vmm.vhost import choose as choose_vhost
 
+G = TypeVar("G", bound=RunningGuest)
 #: Ended in order: the terminal's ^C, a service manager's stop, and a terminal that is gone.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -47,12 +52,15 @@ def run(
     patience: float,
     started: Callable[[Started], None],
     nics: Sequence[FrozenNic] = (),
+    limits: Limits | None = None,
+    firecracker: str = "",
 ) -> End:
     """Run the guest with a port on each of ``networks`` (eth0, eth1, …), with ``labels``, until it ends; how.
 
-    The ports are of that ``model``, and have ``queues``; whether vhost-net carries their packets is chosen by
-    ``vhost``, and told. ``nics``: those of a restored guest, which get ports that are a clone's, on the
-    networks that they were on if no others are named.
+    The ports are of that ``model``, and have ``queues`` and ``limits``; whether vhost-net carries their
+    packets is chosen by ``vhost``, and told. ``nics``: those of a restored guest, which get ports that are a
+    clone's, on the networks that they were on if no others are named. ``firecracker``: the executable of that
+    which runs the guest; '' is QEMU.
 
     ``started`` is called once, when the guest runs. SIGINT, SIGTERM and SIGHUP shut it down within
     ``patience`` seconds; a second one ends it at once. However this ends, by SIGKILL too, the guest, its
@@ -60,14 +68,17 @@ def run(
     guest is started again without. For a process with one thread. Raises what the daemon and
     :meth:`Guest.start` raise.
     """
-    prepare(spec)
+    if firecracker:
+        spec, program = _prepared(spec, firecracker, model=model, queues=queues, vhost=vhost)
+    else:
+        prepare(spec)
     if not networks:
         networks = [nic.network for nic in nics] or [only_network(client.network_list())]
     if nics and len(networks) != len(nics):
         why = f"the guest has {len(nics)} NICs: name a network for each, or none"
         raise InvalidInput("network", len(networks), why)
-    carried = choose_vhost(vhost)
-    spec, fall_back = chosen(spec)
+    carried = not firecracker and choose_vhost(vhost)
+    spec, fall_back = (spec, False) if firecracker else chosen(spec)
     with contextlib.ExitStack() as stack:
         namespace = private.new_netns()
         stack.callback(os.close, namespace)
@@ -79,12 +90,33 @@ def run(
         sandbox = Sandbox(namespace, f"/proc/{os.getpid()}/fd/{namespace}", model, carried)
         ports = [
             client.call(
-                wanted(spec.name, index, network, sandbox, labels=labels, **_held(nics, index, queues))
+                wanted(
+                    spec.name,
+                    index,
+                    network,
+                    sandbox,
+                    labels=labels,
+                    limits=limits,
+                    **_held(nics, index, queues),
+                )
             )
             for index, network in enumerate(networks)
         ]
         words = " ".join([*network_words(ports), f"portwright.host={spec.name}", spec.append]).strip()
         whole = replace(spec, append=words, nics=tuple(map(sandbox.nic, ports)))
+        if firecracker:
+            api = stack.enter_context(home.made(control.folder(client.socket.parent), spec.name, cookie))
+            return _firecracker(
+                whole,
+                sandbox,
+                ports,
+                console,
+                program=program,
+                api=api,
+                listener=listener,
+                patience=patience,
+                started=started,
+            )
         devices = home_of(whole.nics[0], namespace)
         stack.callback(os.close, devices)
 
@@ -141,9 +173,66 @@ def boot(
         return asyncio.run(_serve(start, served, patience))
 
 
+def _prepared(
+    spec: GuestSpec, program: str, *, model: str, queues: int, vhost: Vhost
+) -> tuple[GuestSpec, str]:
+    """The guest as a Firecracker's, and the executable's path. Raises what can be known to be refused."""
+    matrix.require_model("firecracker", model)
+    for asked, feature in (
+        (queues > 1, "multi-queue"),
+        (vhost == "on", "vhost"),
+        (spec.accel == "tcg", "tcg"),
+        (bool(spec.incoming), "freeze"),
+        (spec.cell is not None, "jail"),
+    ):
+        if asked:
+            matrix.require(feature, "firecracker", model)
+    try:
+        from portwright.vmm.firecracker import guest  # noqa: PLC0415 - of the extra: needs h11 and jsonschema
+    except ImportError as error:
+        why = f"the Python package {error.name} is missing"
+        raise GuestFailed(spec.name, why, "pip install 'portwright[vm]'") from None
+    guest.prepare(spec)
+    return replace(spec, accel="kvm"), guest.found(program, spec.name)
+
+
+def _firecracker(
+    whole: GuestSpec,
+    sandbox: Sandbox,
+    ports: Sequence[Port],
+    console: Console,
+    *,
+    program: str,
+    api: Path,
+    listener: socket.socket,
+    patience: float,
+    started: Callable[[Started], None],
+) -> End:
+    """As :func:`boot`, by a Firecracker whose API socket is at ``api``."""
+    from portwright.vmm.firecracker.guest import FirecrackerGuest  # noqa: PLC0415 - of the extra, as above
+    from portwright.vmm.fixed import FixedService  # noqa: PLC0415 - the same
+
+    limits = {port.tap: port.limits for port in ports}
+
+    async def start() -> FirecrackerGuest:
+        return await FirecrackerGuest.start(
+            whole, sandbox.namespace, console, program=program, socket=api, limits=limits
+        )
+
+    @contextlib.asynccontextmanager
+    async def served(guest: FirecrackerGuest) -> AsyncIterator[None]:
+        service = FixedService(guest, sandbox, ports)
+        async with service.serving(listener):
+            started(service.facts())
+            yield
+
+    with _terminal_kept(console):
+        return asyncio.run(_serve(start, served, patience))
+
+
 async def _serve(
-    start: Callable[[], Awaitable[Guest]],
-    served: Callable[[Guest], contextlib.AbstractAsyncContextManager[None]],
+    start: Callable[[], Awaitable[G]],
+    served: Callable[[G], contextlib.AbstractAsyncContextManager[None]],
     patience: float,
 ) -> End:
     asked, hurried = asyncio.Event(), asyncio.Event()

@@ -45,7 +45,8 @@ from portwright.vmm.contract import (
     UnplugParams,
     facts_of,
 )
-from portwright.vmm.qemu import Guest, State
+from portwright.vmm.driver import State
+from portwright.vmm.qemu import Guest
 from portwright.vmm.spec import MAX_NICS, Nic
 
 #: Callers at once, and seconds that the guest's end waits for what they asked.
@@ -111,6 +112,18 @@ def only_network(networks: Sequence[Network]) -> str:
     raise InvalidInput("network", None, why)
 
 
+@contextlib.asynccontextmanager
+async def answering(handlers: object, listener: socket) -> AsyncIterator[None]:
+    """Answer by these methods on a guest's control socket until the end."""
+    registry = Registry(handlers, version=__version__, contract=CONTRACT)
+    server = Server("", registry.dispatch, listener=listener, max_connections=_CALLERS)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.close(_GRACE)
+
+
 class Service:
     """The methods of a guest with these ``ports``, eth0 first."""
 
@@ -129,13 +142,10 @@ class Service:
     @contextlib.asynccontextmanager
     async def serving(self, listener: socket) -> AsyncIterator[None]:
         """Answer on the socket until the end."""
-        registry = Registry(self, version=__version__, contract=CONTRACT)
-        server = Server("", registry.dispatch, listener=listener, max_connections=_CALLERS)
-        await server.start()
         try:
-            yield
+            async with answering(self, listener):
+                yield
         finally:
-            await server.close(_GRACE)
             await self._client.close()
 
     def facts(self) -> Started:

@@ -22,9 +22,10 @@ from portwright.model.port import Port, PortState
 from portwright.vmm.cards import home_of, nic_of
 from portwright.vmm.cmdline import network_words
 from portwright.vmm.contract import NicFacts, Started, facts_of
+from portwright.vmm.driver import Console, End
 from portwright.vmm.inspect import read
 from portwright.vmm.layer3 import Layer3
-from portwright.vmm.qemu import Console, End, Guest, prepare
+from portwright.vmm.qemu import Guest, prepare
 from portwright.vmm.run import boot, chosen
 from portwright.vmm.spec import GuestSpec
 from portwright.vmm.vhost import Vhost
