@@ -369,12 +369,4 @@ struct pw_ticket { /* 44 bytes */
 	__u32 number;
 };
 
-/* Map pw_frags (LRU): the first fragment of this datagram was let through. */
-struct pw_frag { /* 40 bytes */
-	struct pw_addr saddr;
-	struct pw_addr daddr;
-	__u32 be_id;
-	__u32 proto;
-};
-
 #endif

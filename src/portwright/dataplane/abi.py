@@ -387,28 +387,6 @@ class PwFlow(NamedTuple):
         return cls._make(_pw_flow.unpack(data))
 
 
-_pw_frag = struct.Struct("=16s16s4sI")
-assert _pw_frag.size == 40  # noqa: S101 - the generator's own check
-
-
-class PwFrag(NamedTuple):
-    """``struct pw_frag`` of abi.h."""
-
-    saddr: bytes
-    daddr: bytes
-    be_id: bytes
-    proto: int
-
-    def pack(self) -> bytes:
-        """Its 40 bytes, as C lays them out."""
-        return _pw_frag.pack(*self)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> PwFrag:
-        """The inverse of ``pack``; ``struct.error`` unless of 40 bytes."""
-        return cls._make(_pw_frag.unpack(data))
-
-
 _pw_limit_key = struct.Struct("=QI4x")
 assert _pw_limit_key.size == 16  # noqa: S101 - the generator's own check
 
@@ -688,7 +666,6 @@ SIZES: dict[str, int] = {
     "PwDropKey": 16,
     "PwEvent": 88,
     "PwFlow": 40,
-    "PwFrag": 40,
     "PwLimitKey": 16,
     "PwLimitSpec": 32,
     "PwNetKey": 20,

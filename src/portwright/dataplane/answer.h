@@ -19,16 +19,20 @@ PW_INLINE int pw_send_back(struct __sk_buff *skb, const struct pw_port *port)
 }
 
 /* Swaps the Ethernet addresses; the packet goes back into the sandbox. */
-PW_INLINE int pw_bounce(struct __sk_buff *skb, const struct pw_port *port)
+__noinline int pw_bounce(struct __sk_buff *skb, const struct pw_port *port)
 {
+	if (!port)
+		return TC_ACT_SHOT;
 	bpf_skb_store_bytes(skb, 0, port->mac, ETH_ALEN, 0);
 	bpf_skb_store_bytes(skb, ETH_ALEN, port->gateway_mac, ETH_ALEN, 0);
 	return pw_send_back(skb, port);
 }
 
 /* Does the gateway answer for @addr? It has one in each family, and stands in for all of what was a bridge. */
-PW_INLINE bool pw_answers_for(const struct pw_port *port, const struct pw_addr *addr)
+__noinline bool pw_answers_for(const struct pw_port *port, const struct pw_addr *addr)
 {
+	if (!port || !addr)
+		return false;
 	return pw_addr_equal(addr, &port->gateway4) || pw_addr_equal(addr, &port->gateway6) ||
 	       ((port->flags & PW_PF_ONLINK) && !pw_owns(port, addr));
 }

@@ -201,9 +201,11 @@ PW_INLINE int pw_conn_open(struct pw_flow *key, struct pw_conn *conn, struct pw_
 }
 
 /*
- * LRU: of a datagram that waits too long the later fragments are dropped,
- * as those are that come before the first.
+ * By both addresses, protocol and, in the ports' place, identification: the
+ * generation in which a datagram's first fragment was let through. LRU: of one
+ * that waits too long the later fragments are dropped, as those are that come
+ * before the first.
  */
-PW_MAP(pw_frags, LRU_HASH, 16384, 0, struct pw_frag, __u32);
+PW_MAP(pw_frags, LRU_HASH, 16384, 0, struct pw_flow, __u32);
 
 #endif

@@ -177,6 +177,7 @@ PW_INLINE bool pw_v4_sum_ok(struct __sk_buff *skb, const struct pw_packet *pkt)
 PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
 {
 	bool v4 = pkt->be_proto == bpf_htons(ETH_P_IP);
+	const struct pw_addr *first = v4 ? &port->addr4 : &port->addr6;
 
 	if (v4 && !pw_v4_sum_ok(skb, pkt))
 		return PW_R_IP_CHECKSUM;
@@ -192,7 +193,9 @@ PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, str
 		if (pw_addr_zero(&pkt->saddr))
 			return 0;
 	}
-	if (!pw_owns(port, &pkt->saddr)) {
+	/* Nearly always the first of its addresses: no call for that. */
+	if ((pw_addr_zero(first) || !pw_addr_equal(&pkt->saddr, first)) &&
+	    !pw_owns(port, &pkt->saddr)) {
 		if (v4) {
 			/* A DHCP client that has no address yet (RFC 2131, 4.1). */
 			if (pkt->saddr.be[3] == 0 && pkt->daddr.be[3] == 0xffffffff &&

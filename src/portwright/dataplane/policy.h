@@ -297,15 +297,13 @@ __noinline int pw_related(struct __sk_buff *skb, struct pw_packet *pkt, __u32 ge
  */
 __noinline int pw_fragment(struct pw_packet *pkt, __u32 generation, __u32 first)
 {
-	struct pw_frag key = {};
+	struct pw_flow key;
 	__u32 *judged;
 
 	if (!pkt || !generation)
 		return 0;
-	key.saddr = pkt->saddr;
-	key.daddr = pkt->daddr;
-	key.be_id = pkt->be_frag_id;
-	key.proto = pkt->proto;
+	key = *pw_way(pkt);
+	__builtin_memcpy(&key.be_sport, &pkt->be_frag_id, sizeof(pkt->be_frag_id));
 	if (first)
 		return bpf_map_update_elem(&pw_frags, &key, &generation, BPF_ANY);
 	judged = bpf_map_lookup_elem(&pw_frags, &key);
