@@ -17,6 +17,7 @@ from tests.netns.policy_lab import connect, listening
 
 BRIDGE = "br-lab"
 HOST4, HOST6 = "10.88.0.1", "fd88::1"
+MAC = "02:88:00:00:00:01"
 #: Seconds for which traffic may stand still while a bridge is left.
 GAP = 0.2
 
@@ -83,11 +84,15 @@ def picture(ns: TestNetns) -> object:
     return links, routes, still, answers, sorted(str(q) for q in qdiscs)
 
 
-def make_bridge(host: TestNetns, *, name: str = BRIDGE) -> None:
-    """Up, dual-stack, forwarding, as Docker's."""
+def make_bridge(host: TestNetns, *, name: str = BRIDGE, mac: str = MAC) -> None:
+    """Up, dual-stack, forwarding, with a MAC of its own, as Docker's.
+
+    Without one (``mac=""``) a bridge takes the lowest of its members', and who had found the host before
+    another joined does not reach it for half a minute.
+    """
     ip(
         host,
-        f"link add {name} type bridge",
+        f"link add {name} {f'address {mac}' if mac else ''} type bridge",
         f"link set {name} up",
         f"addr add {HOST4}/24 dev {name}",
         f"addr add {HOST6}/64 dev {name} nodad",

@@ -46,9 +46,11 @@ def guest(box: TestNetns, inside: TestNetns, port: Port) -> Iterator[None]:
 
 
 @contextmanager
-def guest_on(sandboxes: SandboxFactory, netns_factory: NetnsFactory, model: str) -> Iterator[Sandbox]:
+def guest_on(
+    sandboxes: SandboxFactory, netns_factory: NetnsFactory, model: str, **options: object
+) -> Iterator[Sandbox]:
     """A port of the model in a namespace; ``ns`` is its guest."""
-    box, inside = sandboxes(model=model), netns_factory()
+    box, inside = sandboxes(model=model, **options), netns_factory()
     with guest(box.ns, inside, box.port):
         yield Sandbox(inside, box.port)
 

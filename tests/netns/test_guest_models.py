@@ -11,13 +11,17 @@ from tests.fix_netns import NetnsFactory
 from tests.netns.guest_lab import guest_on
 from tests.netns.policy_lab import connect, listening
 
-pytestmark = [pytest.mark.netns, pytest.mark.parametrize("model", ["tcfilter", "macvtap", "tap"])]
+#: A model, and for tcfilter by what the tap is joined with the device.
+MODELS = ["tcfilter", "tcfilter-mirred", "macvtap", "tap"]
+
+pytestmark = [pytest.mark.netns, pytest.mark.parametrize("model", MODELS)]
 
 
 @pytest.fixture
 def vm(sandboxes: SandboxFactory, netns_factory: NetnsFactory, model: str) -> Iterator[Sandbox]:
     """A port of the model in a namespace; ``ns`` is its guest."""
-    with guest_on(sandboxes, netns_factory, model) as made:
+    name, _, join = model.partition("-")
+    with guest_on(sandboxes, netns_factory, name, **({"join": join} if join else {})) as made:
         yield made
 
 

@@ -70,17 +70,22 @@ def test_connections_survive_and_the_gap_is_short(
     lab.judge(noise, gaps, record_property)
 
 
+@pytest.mark.parametrize("mac", [lab.MAC, ""], ids=["own-mac", "members-mac"])
 def test_the_gap_does_not_grow_with_the_bridge(
     daemon: Daemon,
     world: TestNetns,
     netns_factory: NetnsFactory,
     record_property: Callable[[str, object], None],
+    mac: str,
 ) -> None:
-    """Of 16 containers the first and the last are connected, both ways, and the host with one between."""
+    """Of 16 containers the first and the last are connected, both ways, and the host with one between; also
+    where the bridge's MAC is a member's, and another one's as soon as that has left."""
     host = daemon.host
-    lab.make_bridge(host)
+    lab.make_bridge(host, mac=mac)
     lab.network(daemon)
     many = [Member(netns_factory(), host, number) for number in range(100, 116)]
+    for member in many:
+        member.ns.run(["ip", "neigh", "flush", "all"])
     first, middle, last = many[0], many[8], many[-1]
     with (
         lab.idle(last.ns, first.ns, first.ip6, 22) as idle,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,50 +10,11 @@ from portwright.kernel import clsact, rtnl, u32
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import Conflict, InvalidInput, NotSupported
 from tests.faults.cni import Cni
-from tests.fix_daemon import WORLD4, WORLD6, Daemon, Sandbox, SandboxFactory
+from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import NetnsFactory
 from tests.netns.guest_lab import guest
-from tests.netns.policy_lab import connect, listening
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def vm(sandboxes: SandboxFactory, netns_factory: NetnsFactory) -> Iterator[Sandbox]:
-    """A port so joined in a namespace; ``ns`` is its guest."""
-    box = sandboxes(model="tcfilter", join="mirred")
-    inside = netns_factory()
-    with guest(box.ns, inside, box.port):
-        yield Sandbox(inside, box.port)
-
-
-def test_a_guest_reaches_and_is_reached(vm: Sandbox, sandboxes: SandboxFactory) -> None:
-    """Gateway, a container, the world, in both families, both ways."""
-    other = sandboxes()
-    for near, far in ((vm, other), (other, vm)):
-        for address in (far.ip4, far.ip6):
-            assert near.ping(address), f"{near.ns.name} to {address}"
-    for address in ("169.254.1.1", WORLD4, WORLD6):
-        assert vm.ping(address), address
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_guest_carries_tcp_with_offloads(vm: Sandbox, sandboxes: SandboxFactory, family: int) -> None:
-    """A megabyte each way arrives whole, of super-packets as of segments."""
-    other = sandboxes()
-    for near, far in ((vm, other), (other, vm)):
-        with listening(far.ns, 80) as server:
-            sock = connect(near.ns, far.ip4 if family == 4 else far.ip6, 80)
-            accepted, _ = server.accept()
-            with sock, accepted:
-                accepted.settimeout(20)
-                sock.settimeout(20)
-                said = bytes(range(256)) * 400
-                sock.sendall(said)
-                heard = b""
-                while len(heard) < len(said):
-                    heard += accepted.recv(1 << 16)
-                assert heard == said
 
 
 def test_it_is_the_kernels_own_filter_in_our_slot(sandboxes: SandboxFactory, daemon: Daemon) -> None:

@@ -231,6 +231,22 @@ def attach_fresh(
     return True
 
 
+def join(sock: NetlinkSocket, ifindex: int, prog_fd: int, *, name: str, class_id: int) -> None:
+    """Put a program into our own slot of a link's ingress, on a clsact that is there or made.
+
+    Raises as ensure_clsact() and attach_bpf().
+    """
+    ensure_clsact(sock, ifindex)
+    attach_bpf(
+        sock, ifindex, "ingress", prog_fd, name=name, pref=OUR_PREF, handle=OUR_HANDLE, class_id=class_id
+    )
+
+
+def leave(sock: NetlinkSocket, ifindex: int, direction: Direction, *, name: str) -> bool:
+    """As detach_bpf(), of our own slot."""
+    return detach_bpf(sock, ifindex, direction, name=name, pref=OUR_PREF, handle=OUR_HANDLE)
+
+
 def detach_bpf(
     sock: NetlinkSocket, ifindex: int, direction: Direction, *, name: str, pref: int, handle: int
 ) -> bool:

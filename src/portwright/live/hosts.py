@@ -118,10 +118,7 @@ def _sent(
     progress: box.Progress,
 ) -> list[bool]:
     client.policy_apply(files, dry_run=True)  # what is refused is refused before anything is built
-    sandboxes = Sandboxes(client, {address for pod in pods for address in pod.addresses})
-    for count, pod in enumerate(pods):
-        progress(f"{count:,} of {len(pods):,} sandboxes")
-        sandboxes.add(pod)
+    sandboxes = Sandboxes.of(client, pods, progress)
     found: list[bool] = []
     for _, group in groupby(cells, key=lambda cell: cell.endpoint.name):
         those = list(group)

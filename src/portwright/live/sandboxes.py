@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 from portwright.api.client import Client
 from portwright.kernel import private
@@ -52,6 +53,15 @@ class Sandboxes:
             if all(version in ranges for version in versions):
                 pools = [ranges[version] for version in versions]
                 client.network_create(_network(versions), ranges=pools, reach=["*"])
+
+    @classmethod
+    def of(cls, client: Client, pods: Sequence[Endpoint], progress: Callable[[str], None]) -> Self:
+        """A sandbox for each pod."""
+        made = cls(client, {address for pod in pods for address in pod.addresses})
+        for count, pod in enumerate(pods):
+            progress(f"{count:,} of {len(pods):,} sandboxes")
+            made.add(pod)
+        return made
 
     def be(self, pods: Iterable[Endpoint]) -> None:
         """Make these, and no others, the pods that there are; those that are there already stay."""

@@ -86,17 +86,7 @@ def join(sandbox: Sandbox, operation: JoinClone, switch: Switch) -> None:
             raise
         raise NotSupported("tcfilter", "another clone", f"the map has {MOST} entries: delete one") from error
     for index in (tap, device):
-        clsact.ensure_clsact(sandbox.rtnl, index)
-        clsact.attach_bpf(
-            sandbox.rtnl,
-            index,
-            "ingress",
-            program.fd,
-            name=PROGRAM,
-            pref=clsact.OUR_PREF,
-            handle=clsact.OUR_HANDLE,
-            class_id=operation.index,
-        )
+        clsact.join(sandbox.rtnl, index, program.fd, name=PROGRAM, class_id=operation.index)
 
 
 def remove(operation: RemoveClone, switch: Switch) -> None:

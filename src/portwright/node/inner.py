@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-
-from portwright.kernel import clsact, netns, rtnl, rtnl_bridge
+from portwright.kernel import clsact, rtnl, rtnl_bridge
 from portwright.kernel.bpf import Program
 from portwright.model.errors import Conflict
-from portwright.model.port import InnerBridge, NetnsRef
+from portwright.model.port import InnerBridge
 from portwright.node import taps
-from portwright.node.sandbox import Sandbox, find
+from portwright.node.sandbox import Sandbox, inside
 from portwright.plan.inner_operations import BypassBridge, DropBridge, MakeBridge, UseBridge
 from portwright.plan.tap_operations import JoinLinks
 
@@ -19,7 +15,7 @@ from portwright.plan.tap_operations import JoinLinks
 def bypass(operation: BypassBridge, program: Program) -> None:
     """Raises Conflict where the two are not what they were, or another's qdisc or filter is in the way."""
     inner = operation.inner
-    with _inside(operation.sandbox) as sandbox:
+    with inside(operation.sandbox) as sandbox:
         if sandbox is None or not _whole(sandbox, inner):
             why = f"{inner.device} and {inner.tap} are not joined by it any more; nothing was moved"
             raise Conflict("bridge", inner.bridge, why)
@@ -29,19 +25,18 @@ def bypass(operation: BypassBridge, program: Program) -> None:
 def use(operation: UseBridge) -> None:
     """Takes off what :func:`bypass` put on, and a clsact that came with it."""
     inner = operation.inner
-    with _inside(operation.sandbox) as sandbox:
+    with inside(operation.sandbox) as sandbox:
         if sandbox is None:
             return
         for index, theirs in ((inner.device_index, inner.device_clsact), (inner.tap_index, inner.tap_clsact)):
-            slot = {"name": taps.PROGRAM, "pref": clsact.OUR_PREF, "handle": clsact.OUR_HANDLE}
-            clsact.detach_bpf(sandbox.rtnl, index, "ingress", **slot)  # type: ignore[arg-type]  # each its own
+            clsact.leave(sandbox.rtnl, index, "ingress", name=taps.PROGRAM)
             if not theirs:
                 clsact.drop_clsact(sandbox.rtnl, index)
 
 
 def drop(operation: DropBridge) -> None:
     """Nothing where it is gone; another device of the name stays."""
-    with _inside(operation.sandbox) as sandbox:
+    with inside(operation.sandbox) as sandbox:
         link = rtnl.link_by_name(sandbox.rtnl, operation.inner.bridge) if sandbox is not None else None
         if sandbox is not None and link is not None and link.kind == "bridge":
             sandbox.rtnl.execute([rtnl.link_del(link.index)])
@@ -50,7 +45,7 @@ def drop(operation: DropBridge) -> None:
 def make(operation: MakeBridge) -> None:
     """Nothing where it is there, or the sandbox or one of the two is gone."""
     inner = operation.inner
-    with _inside(operation.sandbox) as sandbox:
+    with inside(operation.sandbox) as sandbox:
         if sandbox is None or rtnl.link_by_name(sandbox.rtnl, inner.bridge) is not None:
             return
         links = [rtnl.link_by_index(sandbox.rtnl, n) for n in (inner.device_index, inner.tap_index)]
@@ -68,17 +63,3 @@ def _whole(sandbox: Sandbox, inner: InnerBridge) -> bool:
     links = [rtnl.link_by_index(sandbox.rtnl, n) for n in (inner.device_index, inner.tap_index)]
     names = [(link.name, link.master) for link in links if link is not None]
     return bridge is not None and names == [(inner.device, bridge.index), (inner.tap, bridge.index)]
-
-
-@contextlib.contextmanager
-def _inside(ref: NetnsRef) -> Iterator[Sandbox | None]:
-    """The namespace while it lives; None once it is gone."""
-    fd = find(ref, netns.boot_id())
-    if fd is None:
-        yield None
-        return
-    try:
-        with Sandbox(fd, ref.path) as sandbox:
-            yield sandbox
-    finally:
-        os.close(fd)

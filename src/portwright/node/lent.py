@@ -7,9 +7,9 @@ What takes away does nothing where the device is gone.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 
+from portwright.attach.veth import host_prefix
 from portwright.kernel import clsact, rtnl, rtnl_bridge
 from portwright.kernel.bpf import Direction
 from portwright.kernel.netlink import Request
@@ -64,7 +64,7 @@ def add_way(switch: Switch, operation: AddWay) -> None:
     if link is None:
         raise NotFound("representor", operation.rep)
     v4 = ":" not in operation.address
-    dst, scope = _prefix(operation.address), _SCOPE_LINK if v4 else None
+    dst, scope = host_prefix(operation.address), _SCOPE_LINK if v4 else None
     plain = rtnl.route_add(dst, oif=link.index, scope=scope)
     if operation.source:
         ours = rtnl.route_add(dst, oif=link.index, scope=scope, src=operation.source)
@@ -87,7 +87,7 @@ def drop_way(switch: Switch, operation: DropWay) -> None:
     link = _link(switch, operation.rep)
     if link is None:
         return
-    dst = _prefix(operation.address)
+    dst = host_prefix(operation.address)
     for _ in range(2):
         switch.rtnl.execute([rtnl.route_del(dst, oif=link.index).tolerating(errno.ESRCH)])
     switch.rtnl.execute([rtnl.neigh_del(link.index, operation.address).tolerating(errno.ENOENT)])
@@ -136,14 +136,7 @@ def detach(switch: Switch, rep: str, direction: Direction) -> None:
     """Takes our filter off; a link by TCX goes with its pin."""
     link = _link(switch, rep)
     if link is not None:
-        clsact.detach_bpf(
-            switch.rtnl,
-            link.index,
-            direction,
-            name=PROGRAMS[direction],
-            pref=clsact.OUR_PREF,
-            handle=clsact.OUR_HANDLE,
-        )
+        clsact.leave(switch.rtnl, link.index, direction, name=PROGRAMS[direction])
 
 
 def _bridge(switch: Switch, name: str) -> int | None:
@@ -166,7 +159,3 @@ def _add_route(switch: Switch, index: int, dst: str, request: Request) -> None:
         family = socket.AF_INET6 if ":" in dst else socket.AF_INET
         if not any(route.dst == dst for route in rtnl.routes(switch.rtnl, oif=index, family=family)):
             raise Conflict("route", dst, "somebody else's leads elsewhere; delete it first") from error
-
-
-def _prefix(address: str) -> str:
-    return f"{address}/{ipaddress.ip_address(address).max_prefixlen}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from types import TracebackType
 
 from portwright.kernel import netns, rtnl
@@ -53,3 +55,17 @@ class Sandbox:
     def destinations(self) -> set[str]:
         """Where its main table has routes to, both families; defaults as /0."""
         return {route.dst for route in rtnl.routes(self.rtnl, table=_MAIN_TABLE)}
+
+
+@contextlib.contextmanager
+def inside(ref: NetnsRef) -> Iterator[Sandbox | None]:
+    """The namespace of a record while it lives; None once it is gone."""
+    fd = find(ref, netns.boot_id())
+    if fd is None:
+        yield None
+        return
+    try:
+        with Sandbox(fd, ref.path) as sandbox:
+            yield sandbox
+    finally:
+        os.close(fd)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from portwright.kernel import clsact, macvtap, netns, rtnl, sysctl, tap, u32
+from portwright.kernel import clsact, macvtap, rtnl, sysctl, tap, u32
 from portwright.kernel.bpf import Collection, CollectionSpec, Program
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import KernelFailed, NotFound, NotSupported
-from portwright.model.port import NetnsRef
 from portwright.node import clones
-from portwright.node.sandbox import Sandbox, find
+from portwright.node.sandbox import Sandbox, inside
 from portwright.plan.tap_operations import (
     AdoptLink,
     CreateHostTap,
@@ -86,17 +84,7 @@ def join(sandbox: Sandbox, operation: JoinLinks, program: Program) -> None:
     """Raises Conflict where another's qdisc or filter is in the way, and leaves that alone."""
     indexes = [_index(sandbox, name) for name in (operation.device, operation.tap)]
     for index, other in zip(indexes, reversed(indexes), strict=True):
-        clsact.ensure_clsact(sandbox.rtnl, index)
-        clsact.attach_bpf(
-            sandbox.rtnl,
-            index,
-            "ingress",
-            program.fd,
-            name=PROGRAM,
-            pref=clsact.OUR_PREF,
-            handle=clsact.OUR_HANDLE,
-            class_id=other,
-        )
+        clsact.join(sandbox.rtnl, index, program.fd, name=PROGRAM, class_id=other)
 
 
 def redirect(sandbox: Sandbox, operation: JoinLinks) -> None:
@@ -117,37 +105,21 @@ def adopt(sandbox: Sandbox, operation: AdoptLink, program: Program) -> None:
 
 def part(operation: PartLinks) -> None:
     """Nothing is done where the namespace, or that very device in it, is gone; it may have another name."""
-    with _inside(operation.sandbox) as sock:
-        link = rtnl.link_by_index(sock, operation.index) if sock is not None else None
-        if sock is None or link is None:
+    with inside(operation.sandbox) as sandbox:
+        link = rtnl.link_by_index(sandbox.rtnl, operation.index) if sandbox is not None else None
+        if sandbox is None or link is None:
             return
-        clsact.detach_bpf(
-            sock, link.index, "ingress", name=PROGRAM, pref=clsact.OUR_PREF, handle=clsact.OUR_HANDLE
-        )
+        clsact.leave(sandbox.rtnl, link.index, "ingress", name=PROGRAM)
         if operation.clsact:
-            clsact.drop_clsact(sock, link.index)
+            clsact.drop_clsact(sandbox.rtnl, link.index)
 
 
 def delete(operation: DeleteTap) -> None:
     """Nothing is done where the namespace, or the tap in it, is gone."""
-    with _inside(operation.sandbox) as sock:
-        link = rtnl.link_by_name(sock, operation.tap) if sock is not None else None
-        if sock is not None and link is not None and (link.name, link.kind) == (operation.tap, "tun"):
-            sock.execute([rtnl.link_del(link.index).tolerating(errno.ENODEV)])
-
-
-@contextlib.contextmanager
-def _inside(ref: NetnsRef) -> Iterator[NetlinkSocket | None]:
-    """A socket in that namespace; None if it is gone."""
-    fd = find(ref, netns.boot_id())
-    if fd is None:
-        yield None
-        return
-    try:
-        with NetlinkSocket(netns_fd=fd) as sock:
-            yield sock
-    finally:
-        os.close(fd)
+    with inside(operation.sandbox) as sandbox:
+        link = rtnl.link_by_name(sandbox.rtnl, operation.tap) if sandbox is not None else None
+        if sandbox is not None and link is not None and (link.name, link.kind) == (operation.tap, "tun"):
+            sandbox.rtnl.execute([rtnl.link_del(link.index).tolerating(errno.ENODEV)])
 
 
 def lacks(sock: NetlinkSocket, device: rtnl.LinkInfo, name: str) -> list[str]:
