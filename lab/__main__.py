@@ -1,8 +1,8 @@
-"""``python -m lab [--kernel 6.1]… [--limit SECONDS] [TEST]… [-- PYTEST-ARGUMENTS]``.
+"""``python -m lab [--kernel 6.1]… [--limit SECONDS] [--fetch] [TEST]… [-- PYTEST-ARGUMENTS]``.
 
-Without TEST, all tests that carry the mark ``netns``. Several kernels run at the same time, each line of
-theirs behind its kernel's name. Exit status: 0 if they passed under every kernel, 1 if not, 2 for a
-wrong command line. The last line is ``N passed, N failed``.
+Without TEST, all tests that carry the mark ``netns``; with ``--fetch`` none: it ends with the kernels here.
+Several kernels run at the same time, each line of theirs behind its kernel's name. Exit status: 0 if they
+passed under every kernel, 1 if not, 2 for a wrong command line. The last line is ``N passed, N failed``.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ def main(arguments: list[str]) -> int:
         "--kernel", action="append", choices=list(kernels.META_PACKAGES), help="once or more; default: all"
     )
     parser.add_argument("--limit", type=float, default=5400.0, help="seconds for each kernel, boot included")
+    parser.add_argument("--fetch", action="store_true", help="download what kernels are missing, and end")
     parser.add_argument("test", nargs="*", help="file or file::test; default: all marked netns")
     options = parser.parse_args(arguments)
+    if options.fetch and options.test:
+        parser.error("--fetch runs no tests")
     for test in options.test:
         if not (boot.PROJECT / test.partition("::")[0]).exists():
             parser.error(f"no such test: {test}")
@@ -54,6 +57,9 @@ def main(arguments: list[str]) -> int:
         if os.geteuid() != 0:
             raise kernels.LabError("the lab needs root: the guest's root reads what only root may")
         chosen = [kernels.fetch(name) for name in dict.fromkeys(options.kernel or kernels.META_PACKAGES)]
+        if options.fetch:
+            print("\n".join(f"{kernel.name}: {kernel.image}" for kernel in chosen))
+            return 0
         outcomes = run_all(chosen, pytest_args, options.limit)
     except kernels.LabError as exc:
         print(f"lab: {exc}", file=sys.stderr)
