@@ -14,7 +14,7 @@ from tests.deadline import wait_readable, wait_until
 from tests.fix_daemon import HOST4, HOST6, PORTWRIGHT, WORLD4, WORLD6, Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
 from tests.netns.policy_lab import Probe, connect, listening
-from tests.netns.representor import following
+from tests.netns.representor import following, stats
 
 pytestmark = pytest.mark.netns
 
@@ -28,6 +28,7 @@ spec:
   policyTypes: [{direction}]
 """
 INGRESS, EGRESS = ("web", "Ingress"), ("client", "Egress")
+WAYS = ("from_port", "to_port")
 
 
 def closed(on_change: str, who: tuple[str, str] = INGRESS) -> list[tuple[str, str]]:
@@ -105,6 +106,35 @@ def test_reset_tells_both_ends(
         dropped = {(d.port_id, d.direction) for d in api.drops() if d.reason == "policy"}
         guilty, way = (web, "to_port") if who == INGRESS else (client, "from_port")
         assert (guilty.port.port_id, way) in dropped
+
+
+@pytest.mark.parametrize("who", [INGRESS, EGRESS], ids=["ingress", "egress"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_packet_that_is_reset_is_counted_once(
+    daemon: Daemon, sandboxes: SandboxFactory, who: tuple[str, str], family: int
+) -> None:
+    """Its sender sent it, if it was the receiver who refused it, and got the RST; the receiver nothing."""
+    web, client = (sandboxes(labels={"app": app}) for app in ("web", "client"))
+    address = web.ip4 if family == 4 else web.ip6
+    with (
+        listening(web.ns, 80) as listener,
+        daemon.client() as api,
+        closing(connect(client.ns, address, 80)) as one,
+        closing(accepted(listener)) as other,
+    ):
+        carry(one, other)
+        carry(other, one)
+        api.policy_apply(closed("reset", who))
+        before = [stats(daemon, box) for box in (client, web)]
+        one.send(b"x")
+        with pytest.raises(ConnectionResetError):
+            one.recv(1)
+        after = [stats(daemon, box) for box in (client, web)]
+    packets = [
+        tuple(getattr(now, way).total.packets - getattr(was, way).total.packets for way in WAYS)
+        for was, now in zip(before, after, strict=True)
+    ]
+    assert packets == [(1 if who == INGRESS else 0, 1), (0, 0)]
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -66,10 +66,10 @@ enum pw_port_flag {
 	PW_PF_LIMIT_TO = 2,
 	PW_PF_DOWN = 4, /* of a target: its link is disabled */
 	PW_PF_NAMES = 8, /* of a port: its policy names domains, so its look-ups are proxied */
-	PW_PF_TAP =
-		16, /* the representor is a tap that the sandbox's hypervisor holds: it has no peer */
-	PW_PF_ONLINK =
-		32, /* of a port: its sandbox takes itself for one of a segment, as it came off a bridge */
+	/* The representor is a tap that the sandbox's hypervisor holds: it has no peer. */
+	PW_PF_TAP = 16,
+	/* Of a port: its sandbox takes itself for one of a segment, as it came off a bridge. */
+	PW_PF_ONLINK = 32,
 };
 
 enum pw_state_flag {
@@ -191,16 +191,6 @@ struct pw_budget { /* 16 bytes */
 };
 
 /*
- * skb->tc_index of a packet that a sandbox addressed to a port itself: what the
- * host's stack hands to the target's representor is then the same flow, not a
- * translated one. It survives forwarding and reassembly, and each packet from
- * a sandbox has it set anew.
- */
-enum pw_tc_index {
-	PW_TC_DIRECT = 0x7077,
-};
-
-/*
  * `why` runs these very programs by BPF_PROG_TEST_RUN. A run with this mark
  * and priority writes its steps to pw_trace and changes no counter. A sandbox
  * can't set either: both are cleared when a packet leaves its namespace
@@ -215,12 +205,10 @@ enum pw_trace_const {
 };
 
 enum pw_step {
-	PW_S_NONE = 0,
 	PW_S_PORT = 1, /* a: net_id */
 	PW_S_PARSED = 2, /* a: ethertype, b: proto */
 	PW_S_GUARD_OK = 3,
 	PW_S_ANSWERED = 4, /* a: 1 ARP, 2 ND, 3 echo */
-	PW_S_LIMIT_OK = 5,
 	PW_S_NO_TARGET = 6, /* destination is no port: to the representor */
 	PW_S_TARGET = 7, /* a: ifindex, b: net_id */
 	PW_S_REACH_OK = 8, /* a: from_net, b: to_net */

@@ -131,12 +131,10 @@ class PwStateFlag(enum.IntEnum):
 class PwStep(enum.IntEnum):
     """``enum pw_step`` of abi.h, without the prefix."""
 
-    S_NONE = 0
     S_PORT = 1
     S_PARSED = 2
     S_GUARD_OK = 3
     S_ANSWERED = 4
-    S_LIMIT_OK = 5
     S_NO_TARGET = 6
     S_TARGET = 7
     S_REACH_OK = 8
@@ -146,12 +144,6 @@ class PwStep(enum.IntEnum):
     S_DELIVER = 12
     S_MULTICAST = 13
     S_POLICY = 14
-
-
-class PwTcIndex(enum.IntEnum):
-    """``enum pw_tc_index`` of abi.h, without the prefix."""
-
-    TC_DIRECT = 28791
 
 
 class PwTraceConst(enum.IntEnum):

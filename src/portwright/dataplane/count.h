@@ -23,15 +23,10 @@ __noinline int pw_step(__u32 step, __u32 a, __u32 b)
 {
 	__u32 zero = 0;
 	struct pw_trace *trace = bpf_map_lookup_elem(&pw_trace, &zero);
-	__u32 n;
 
-	if (!trace)
-		return 0;
-	n = trace->used;
-	if (n >= PW_TRACE_STEPS)
-		return 0;
-	trace->steps[n & (PW_TRACE_STEPS - 1)] = (struct pw_trace_step){ step, a, b };
-	trace->used = n + 1;
+	if (trace && trace->used < PW_TRACE_STEPS)
+		trace->steps[trace->used++ & (PW_TRACE_STEPS - 1)] =
+			(struct pw_trace_step){ step, a, b };
 	return 0;
 }
 
@@ -52,37 +47,25 @@ __noinline __u32 pw_segments(struct __sk_buff *skb, const struct pw_packet *pkt)
 	return (skb->len - pkt->l4_off - (pkt->tcp_len ?: 8) + skb->gso_size - 1) / skb->gso_size;
 }
 
-#define PW_SEGS(skb, pkt) ((skb)->gso_size ? pw_segments(skb, pkt) : 1)
-
-PW_INLINE void pw_add(struct pw_counter *counter, struct __sk_buff *skb, struct pw_packet *pkt)
+PW_INLINE void pw_add(struct pw_counter *counter, struct __sk_buff *skb, struct pw_packet *pkt,
+		      __u32 octets)
 {
-	counter->packets += PW_SEGS(skb, pkt);
-	counter->octets += skb->len;
+	counter->packets += skb->gso_size ? pw_segments(skb, pkt) : 1;
+	counter->octets += octets;
 }
 
 /* @octets: its length as it came; an answer may be longer or shorter than its question. */
-PW_INLINE void pw_count_from(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
-			     __u32 octets, bool slow)
+PW_INLINE void pw_count(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
+			enum pw_dir dir, __u32 octets, bool slow)
 {
 	struct pw_counters *counters = bpf_map_lookup_elem(&pw_counters, &port_id);
+	bool from = dir == PW_FROM_PORT;
 
 	if (!counters || pw_traced(skb))
 		return;
-	counters->from_total.packets += PW_SEGS(skb, pkt);
-	counters->from_total.octets += octets;
+	pw_add(from ? &counters->from_total : &counters->to_total, skb, pkt, octets);
 	if (slow)
-		pw_add(&counters->from_slow, skb, pkt);
-}
-
-PW_INLINE void pw_count_to(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id, bool slow)
-{
-	struct pw_counters *counters = bpf_map_lookup_elem(&pw_counters, &port_id);
-
-	if (!counters || pw_traced(skb))
-		return;
-	pw_add(&counters->to_total, skb, pkt);
-	if (slow)
-		pw_add(&counters->to_slow, skb, pkt);
+		pw_add(from ? &counters->from_slow : &counters->to_slow, skb, pkt, octets);
 }
 
 __noinline int pw_event(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_id,
@@ -99,11 +82,8 @@ __noinline int pw_event(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port
 		budget->window_ns = now;
 		budget->sent = 0;
 	}
-	if (budget->sent >= PW_EVENT_BURST) {
-		budget->lost++;
-		return 0;
-	}
-	event = bpf_ringbuf_reserve(&pw_events, sizeof(*event), 0);
+	event = budget->sent < PW_EVENT_BURST ? bpf_ringbuf_reserve(&pw_events, sizeof(*event), 0)
+					      : NULL;
 	if (!event) {
 		budget->lost++;
 		return 0;
@@ -150,7 +130,7 @@ __noinline int pw_drop(struct __sk_buff *skb, struct pw_packet *pkt, __u64 port_
 		counter = bpf_map_lookup_elem(&pw_drops, &key);
 	}
 	if (counter)
-		pw_add(counter, skb, pkt);
+		pw_add(counter, skb, pkt, skb->len);
 	pw_event(skb, pkt, port_id, dir_reason, other_net);
 	return TC_ACT_SHOT;
 }

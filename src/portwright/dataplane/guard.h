@@ -9,30 +9,25 @@
 
 #include "count.h"
 
-/* <linux/if_arp.h> would pull in libc's headers. RFC 826, IANA arp-parameters. */
-#define ARPHRD_ETHER  1
-#define ARPOP_REQUEST 1
-#define ARPOP_REPLY   2
+/* Options of one ND message that we look at; Linux sends one or two. */
+#define PW_ND_OPTIONS 4
+
+/* Ethernet, IPv4, the lengths of their addresses, and what it does (RFC 826). */
+#define PW_ARP_REQUEST 0x0001080006040001ULL
+#define PW_ARP_REPLY   0x0001080006040002ULL
+
+struct pw_arp {
+	__be64 head;
+	__u8 sha[ETH_ALEN];
+	__u8 spa[4];
+	__u8 tha[ETH_ALEN];
+	__u8 tpa[4];
+} __attribute__((packed, aligned(4)));
 
 #define PW_DHCP4_SERVER 67
 #define PW_DHCP4_CLIENT 68
 #define PW_DHCP6_CLIENT 546
 #define PW_DHCP6_SERVER 547
-
-/* Options of one ND message that we look at; Linux sends one or two. */
-#define PW_ND_OPTIONS 4
-
-struct pw_arp {
-	__be16 htype;
-	__be16 ptype;
-	__u8 hlen;
-	__u8 plen;
-	__be16 op;
-	__u8 sha[ETH_ALEN];
-	__u8 spa[4];
-	__u8 tha[ETH_ALEN];
-	__u8 tpa[4];
-} __attribute__((packed));
 
 struct pw_nd {
 	__u8 type;
@@ -65,22 +60,18 @@ __noinline bool pw_owns(const struct pw_port *port, const struct pw_addr *addr)
 PW_INLINE int pw_guard_arp(struct __sk_buff *skb, const struct pw_port *port, struct pw_packet *pkt)
 {
 	struct pw_arp arp;
-	struct pw_addr sender;
 	__be32 spa;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
 		return PW_R_TRUNCATED;
-	if (arp.htype != bpf_htons(ARPHRD_ETHER) || arp.ptype != bpf_htons(ETH_P_IP) ||
-	    arp.hlen != ETH_ALEN || arp.plen != 4)
-		return PW_R_ARP_SPOOF;
-	if (!pw_mac_equal(arp.sha, port->mac))
+	if (bpf_be64_to_cpu(arp.head) >> 16 != PW_ARP_REQUEST >> 16 ||
+	    !pw_mac_equal(arp.sha, port->mac))
 		return PW_R_ARP_SPOOF;
 	__builtin_memcpy(&spa, arp.spa, 4);
-	pw_addr_v4(&sender, spa);
+	pw_addr_v4(&pkt->saddr, spa);
 	pw_addr_v4(&pkt->daddr, *(__be32 *)arp.tpa);
-	pkt->saddr = sender;
 	/* spa 0: a probe before the address is used (RFC 5227, 2.1.1) */
-	if (spa && !pw_owns(port, &sender))
+	if (spa && !pw_owns(port, &pkt->saddr))
 		return PW_R_ARP_SPOOF;
 	return 0;
 }
@@ -196,27 +187,19 @@ PW_INLINE int pw_guard_ip(struct __sk_buff *skb, const struct pw_port *port, str
 	/* Nearly always the first of its addresses: no call for that. */
 	if ((pw_addr_zero(first) || !pw_addr_equal(&pkt->saddr, first)) &&
 	    !pw_owns(port, &pkt->saddr)) {
-		if (v4) {
-			/* A DHCP client that has no address yet (RFC 2131, 4.1). */
-			if (pkt->saddr.be[3] == 0 && pkt->daddr.be[3] == 0xffffffff &&
-			    pkt->proto == IPPROTO_UDP &&
-			    pkt->be_sport == bpf_htons(PW_DHCP4_CLIENT) &&
-			    pkt->be_dport == bpf_htons(PW_DHCP4_SERVER))
-				return 0;
-			return PW_R_SRC_IP;
-		}
-		if (!pw_addr_equal(&pkt->saddr, &port->link_local))
+		/* A DHCP client that has no address yet (RFC 2131, 4.1). */
+		if (v4 && pkt->saddr.be[3] == 0 && pkt->daddr.be[3] == 0xffffffff &&
+		    pkt->proto == IPPROTO_UDP && pkt->be_sport == bpf_htons(PW_DHCP4_CLIENT) &&
+		    pkt->be_dport == bpf_htons(PW_DHCP4_SERVER))
+			return 0;
+		if (v4 || !pw_addr_equal(&pkt->saddr, &port->link_local))
 			return PW_R_SRC_IP;
 	}
 	/* A server is known by its own port, and by the clients' port that it sends to. */
-	if (pkt->proto == IPPROTO_UDP && (pkt->flags & PW_P_PORTS)) {
-		if (v4 && (pkt->be_sport == bpf_htons(PW_DHCP4_SERVER) ||
-			   pkt->be_dport == bpf_htons(PW_DHCP4_CLIENT)))
-			return PW_R_DHCP_SERVER;
-		if (!v4 && (pkt->be_sport == bpf_htons(PW_DHCP6_SERVER) ||
-			    pkt->be_dport == bpf_htons(PW_DHCP6_CLIENT)))
-			return PW_R_DHCP_SERVER;
-	}
+	if (pkt->proto == IPPROTO_UDP && (pkt->flags & PW_P_PORTS) &&
+	    (pkt->be_sport == bpf_htons(v4 ? PW_DHCP4_SERVER : PW_DHCP6_SERVER) ||
+	     pkt->be_dport == bpf_htons(v4 ? PW_DHCP4_CLIENT : PW_DHCP6_CLIENT)))
+		return PW_R_DHCP_SERVER;
 	/* ICMP redirect and router advertisement (RFC 792, RFC 1256): ND's in the older clothes. */
 	if (v4 && pkt->proto == IPPROTO_ICMP && !(pkt->flags & PW_P_LATER_FRAGMENT) &&
 	    (pkt->icmp_type == 5 || pkt->icmp_type == 9))
@@ -244,9 +227,8 @@ PW_INLINE int pw_guard_l2(struct __sk_buff *skb, const struct pw_port *port, str
 	if (skb->vlan_present || pw_is_vlan(pkt->be_proto)) {
 		__be16 inner = pkt->be_proto;
 
-		if (skb->vlan_present)
-			return pw_is_vlan(inner) ? PW_R_DOUBLE_TAG : PW_R_VLAN;
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + 2, &inner, sizeof(inner)))
+		if (!skb->vlan_present &&
+		    bpf_skb_load_bytes(skb, ETH_HLEN + 2, &inner, sizeof(inner)))
 			return PW_R_TRUNCATED;
 		return pw_is_vlan(inner) ? PW_R_DOUBLE_TAG : PW_R_VLAN;
 	}

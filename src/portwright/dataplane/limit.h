@@ -20,7 +20,7 @@ __noinline int pw_over_limit(struct __sk_buff *skb, __u64 port_id, __u32 dir)
 	__s64 fill;
 	bool over;
 
-	if (!limit)
+	if (!limit || pw_traced(skb)) /* a trace takes no tokens */
 		return false;
 	bpf_spin_lock(&limit->lock);
 	/* Two CPUs may read the clock in the other order than they take the lock. */

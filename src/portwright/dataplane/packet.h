@@ -123,29 +123,13 @@ struct pw_tcp_head {
 /* What neither TCP nor UDP is. A function, so that the verifier looks at it once. */
 __noinline int pw_parse_rare_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 {
-	__be16 ports[2];
 	__u32 end;
 	__u8 chunk;
 
 	if (!pkt)
 		return PW_R_TRUNCATED;
 	end = ETH_HLEN + pkt->l3_len;
-	switch (pkt->proto) {
-	case IPPROTO_SCTP:
-	case IPPROTO_UDPLITE:
-		if (pkt->l4_off + sizeof(ports) > end ||
-		    bpf_skb_load_bytes(skb, pkt->l4_off, ports, sizeof(ports)))
-			return PW_R_TRUNCATED;
-		pkt->be_sport = ports[0];
-		pkt->be_dport = ports[1];
-		pkt->flags |= PW_P_PORTS;
-		/* SCTP's INIT is its packet's only chunk (RFC 9260, 6.10). */
-		if (pkt->proto == IPPROTO_SCTP && pkt->l4_off + 13 <= end &&
-		    !bpf_skb_load_bytes(skb, pkt->l4_off + 12, &chunk, 1) && chunk == 1)
-			pkt->flags |= PW_P_OPENS;
-		return 0;
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
+	if (pkt->proto == IPPROTO_ICMP || pkt->proto == IPPROTO_ICMPV6) {
 		if (pkt->l4_off + 1 > end ||
 		    bpf_skb_load_bytes(skb, pkt->l4_off, &pkt->icmp_type, 1))
 			return PW_R_TRUNCATED;
@@ -156,6 +140,16 @@ __noinline int pw_parse_rare_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 		if (!pw_icmp_reply(pkt->icmp_type))
 			pkt->flags |= PW_P_OPENS;
 	}
+	if (pkt->proto != IPPROTO_SCTP && pkt->proto != IPPROTO_UDPLITE)
+		return 0;
+	/* Both ports at once: they stand side by side in the packet and in @pkt. */
+	if (pkt->l4_off + 4 > end || bpf_skb_load_bytes(skb, pkt->l4_off, &pkt->be_sport, 4))
+		return PW_R_TRUNCATED;
+	pkt->flags |= PW_P_PORTS;
+	/* SCTP's INIT is its packet's only chunk (RFC 9260, 6.10). */
+	if (pkt->proto == IPPROTO_SCTP && pkt->l4_off + 13 <= end &&
+	    !bpf_skb_load_bytes(skb, pkt->l4_off + 12, &chunk, 1) && chunk == 1)
+		pkt->flags |= PW_P_OPENS;
 	return 0;
 }
 
@@ -184,11 +178,8 @@ PW_INLINE int pw_parse_l4(struct __sk_buff *skb, struct pw_packet *pkt)
 	return 0;
 }
 
-PW_INLINE int pw_parse_v4(struct __sk_buff *skb, struct pw_packet *pkt)
+PW_INLINE int pw_parse_v4(struct __sk_buff *skb, struct pw_packet *pkt, struct iphdr *ip, void *end)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
-	struct iphdr *ip = data + ETH_HLEN;
 	__u32 hlen;
 	__u16 frag;
 
@@ -214,24 +205,21 @@ PW_INLINE int pw_parse_v4(struct __sk_buff *skb, struct pw_packet *pkt)
 	if ((bpf_ntohl(ip->daddr) >> 28) == 0xe || ip->daddr == 0xffffffff)
 		pkt->flags |= PW_P_MULTICAST;
 
-	frag = bpf_ntohs(ip->frag_off);
-	if (frag & 0x3fff) {
-		pkt->flags |= PW_P_FRAGMENT;
-		pkt->be_frag_id = ip->id;
-		if (frag & 0x1fff) {
-			/*
-			 * RFC 1858 and 3128: a fragment at offset 8 could
-			 * replace the ports or flags that the first one showed.
-			 */
-			if ((frag & 0x1fff) == 1)
-				return PW_R_FRAGMENT;
-			pkt->flags |= PW_P_LATER_FRAGMENT;
-			return 0;
-		}
-		if (pkt->l3_len - hlen < 16 &&
-		    (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP))
-			return PW_R_FRAGMENT;
+	frag = bpf_ntohs(ip->frag_off) & 0x3fff;
+	if (!frag)
+		return 0;
+	pkt->flags |= PW_P_FRAGMENT;
+	pkt->be_frag_id = ip->id;
+	if (frag & 0x1fff) {
+		pkt->flags |= PW_P_LATER_FRAGMENT;
+		/*
+		 * RFC 1858 and 3128: a fragment at offset 8 could replace the
+		 * ports or flags that the first one showed.
+		 */
+		return (frag & 0x1fff) == 1 ? PW_R_FRAGMENT : 0;
 	}
+	if (pkt->l3_len - hlen < 16 && (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP))
+		return PW_R_FRAGMENT;
 	return 0;
 }
 
@@ -310,12 +298,9 @@ PW_INLINE bool pw_is_mapped(const struct pw_addr *a)
 	return !(a->be[0] | a->be[1] | (a->be[2] ^ bpf_htonl(0xffff)));
 }
 
-PW_INLINE int pw_parse_v6(struct __sk_buff *skb, struct pw_packet *pkt)
+PW_INLINE int pw_parse_v6(struct __sk_buff *skb, struct pw_packet *pkt, struct ipv6hdr *ip6,
+			  void *end)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
-	struct ipv6hdr *ip6 = data + ETH_HLEN;
-
 	if ((void *)(ip6 + 1) > end)
 		return PW_R_TRUNCATED;
 	if (ip6->version != 6)
@@ -364,7 +349,8 @@ PW_INLINE int pw_parse(struct __sk_buff *skb, struct pw_packet *pkt)
 	v6 = pkt->be_proto == bpf_htons(ETH_P_IPV6);
 	if (!v6 && pkt->be_proto != bpf_htons(ETH_P_IP))
 		return 0;
-	reason = v6 ? pw_parse_v6(skb, pkt) : pw_parse_v4(skb, pkt);
+	reason = v6 ? pw_parse_v6(skb, pkt, (void *)(eth + 1), end)
+		    : pw_parse_v4(skb, pkt, (void *)(eth + 1), end);
 	if (reason || (pkt->flags & PW_P_LATER_FRAGMENT))
 		return reason;
 	/* RFC 7112: the first fragment holds the whole header chain; of TCP's its flags. */

@@ -120,14 +120,18 @@ __noinline int pw_find_peer(__u32 slot, const struct pw_addr *addr, struct pw_pe
 		return false;
 	key = *addr;
 	peer = bpf_map_lookup_elem(inner, &key);
+	*out = peer ? *peer : (struct pw_peer){};
+	if (peer)
+		return true;
 	inner = bpf_map_lookup_elem(&pw_bounds, &slot);
 	if (!inner)
 		return false;
-	*out = peer ? *peer : (struct pw_peer){};
 	high = (__u64)bpf_ntohl(key.be[0]) << 32 | bpf_ntohl(key.be[1]);
 	low = (__u64)bpf_ntohl(key.be[2]) << 32 | bpf_ntohl(key.be[3]);
-	for (int depth = peer ? PW_BOUNDS_DEPTH : 0;
-	     depth < PW_BOUNDS_DEPTH && (node = bpf_map_lookup_elem(inner, &place)); depth++) {
+	for (int depth = 0; depth < PW_BOUNDS_DEPTH; depth++) {
+		node = bpf_map_lookup_elem(inner, &place);
+		if (!node)
+			break;
 		last = node;
 		past = 8;
 #pragma clang loop unroll(disable)
@@ -391,11 +395,9 @@ __noinline __u32 pw_policy(struct __sk_buff *skb, struct pw_packet *pkt, struct 
 		reason = pw_denied(&conn);
 		PW_STEP(skb, PW_S_POLICY, conn.egress, conn.ingress);
 	}
-	if (pw_traced(skb))
+	if (pw_traced(skb) || (reason && !open))
 		return reason & ~PW_RESETS;
 	if (reason) {
-		if (!open)
-			return reason & ~PW_RESETS;
 		if (!(reason & PW_RESETS) || pkt->proto != IPPROTO_TCP) {
 			pw_conn_close(&key, known);
 			return reason & ~PW_RESETS;
@@ -443,55 +445,39 @@ seen:
  */
 __noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, const struct pw_port *port)
 {
-	struct pw_pseudo pseudo = {};
-	__u32 off, check_off;
-	struct tcphdr tcp, rst = {};
-	struct ipv6hdr ip6;
-	struct iphdr ip;
 	bool v4 = pkt && pkt->be_proto == bpf_htons(ETH_P_IP);
+	__u32 off = ETH_HLEN + (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	__u32 check_off = off + offsetof(struct tcphdr, check);
+	__u32 len_off = ETH_HLEN + (v4 ? 2 : 4); /* of tot_len; of payload_len */
+	struct tcphdr tcp, rst = {};
+	__be16 len = bpf_htons(sizeof(rst) + (v4 ? sizeof(struct iphdr) : 0)), old_len;
 	__u8 macs[2 * ETH_ALEN];
 	__u16 check, again;
 	__s64 sum;
 
 	if (!pkt || bpf_skb_load_bytes(skb, pkt->l4_off, &tcp, sizeof(tcp)) || tcp.rst)
 		return TC_ACT_SHOT;
-	off = ETH_HLEN + (v4 ? sizeof(ip) : sizeof(ip6));
 	/* With options it is dropped like others: an end that lives sends plain ones too. */
 	if (pkt->l4_off != off || bpf_skb_change_tail(skb, off + sizeof(rst), 0))
 		return TC_ACT_SHOT;
 	bpf_skb_load_bytes(skb, 0, macs, sizeof(macs));
 	bpf_skb_store_bytes(skb, 0, macs + ETH_ALEN, ETH_ALEN, 0);
 	bpf_skb_store_bytes(skb, ETH_ALEN, macs, ETH_ALEN, 0);
-	if (v4) {
-		bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip));
-		ip.tot_len = bpf_htons(sizeof(ip) + sizeof(rst));
-		ip.saddr = pkt->daddr.be[3];
-		ip.daddr = pkt->saddr.be[3];
-		ip.check = 0;
-		ip.check = pw_fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
-		bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
-	} else {
-		bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6));
-		ip6.payload_len = bpf_htons(sizeof(rst));
-		__builtin_memcpy(&ip6.saddr, &pkt->daddr, sizeof(ip6.saddr));
-		__builtin_memcpy(&ip6.daddr, &pkt->saddr, sizeof(ip6.daddr));
-		bpf_skb_store_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6), 0);
-	}
+	bpf_skb_load_bytes(skb, len_off, &old_len, sizeof(old_len));
+	bpf_skb_store_bytes(skb, len_off, &len, sizeof(len), 0);
+	if (v4)
+		bpf_l3_csum_replace(skb, ETH_HLEN + 10, old_len, len, sizeof(len));
+	pw_swap_addrs(skb, pkt);
 	rst.source = tcp.dest;
 	rst.dest = tcp.source;
 	rst.seq = tcp.ack_seq;
 	rst.doff = sizeof(rst) / 4;
 	rst.rst = 1;
-	pseudo.next = bpf_htonl(IPPROTO_TCP);
-	pseudo.saddr = pkt->daddr;
-	pseudo.daddr = pkt->saddr;
-	pseudo.len = bpf_htonl(sizeof(rst));
-	sum = bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
+	sum = pw_pseudo_sum(&pkt->daddr, &pkt->saddr, sizeof(rst), IPPROTO_TCP);
 	/*
 	 * Is the checksum still to be made, by whoever sends it on? Then this
 	 * changes nothing, and the sum of the pseudo header belongs there.
 	 */
-	check_off = off + offsetof(struct tcphdr, check);
 	bpf_skb_load_bytes(skb, check_off, &check, sizeof(check));
 	bpf_l4_csum_replace(skb, check_off, 0, bpf_htons(1), sizeof(check));
 	bpf_skb_load_bytes(skb, check_off, &again, sizeof(again));
@@ -499,8 +485,11 @@ __noinline int pw_reset(struct __sk_buff *skb, struct pw_packet *pkt, const stru
 			    ? ~pw_fold(sum)
 			    : pw_fold(bpf_csum_diff(NULL, 0, (__be32 *)&rst, sizeof(rst), sum));
 	bpf_skb_store_bytes(skb, off, &rst, sizeof(rst), BPF_F_INVALIDATE_HASH);
-	if (port)
+	if (port) {
+		if (!(port->flags & PW_PF_TAP)) /* else pw_to_port does */
+			pw_count(skb, pkt, port->port_id, PW_TO_PORT, skb->len, false);
 		return pw_send_back(skb, port);
+	}
 	skb->mark = PW_RESET_MARK;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }

@@ -34,6 +34,14 @@
  */
 #define PW_NEXT TC_ACT_UNSPEC
 
+/*
+ * skb->tc_index of a packet that a sandbox addressed to a port itself: what the
+ * host's stack hands to the target's representor is then the same flow, not a
+ * translated one. It survives forwarding and reassembly, and each packet from
+ * a sandbox has it set anew.
+ */
+#define PW_TC_DIRECT 0x7077
+
 /* May packets pass between these networks? */
 PW_INLINE bool pw_may_reach(__u32 from_net, __u32 to_net)
 {
@@ -184,37 +192,34 @@ PW_INLINE int pw_deliver(struct __sk_buff *skb, struct pw_port *port, struct pw_
 		if (port->net_id != target->net_id)
 			PW_STEP(skb, PW_S_REACH_OK, port->net_id, target->net_id);
 	}
-	verdict = pw_judge(skb, pkt, port,
-			   target ? PW_SIDE_EGRESS | PW_SIDE_INGRESS : PW_SIDE_EGRESS);
-	if (target && (verdict & PW_BY_RECEIVER)) {
-		/* The sender's part was carried; the receiver's port refused it. */
-		pw_count_from(skb, pkt, port->port_id, skb->len, false);
-		return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, port);
-	}
-	if (verdict)
+	verdict = pw_judge(skb, pkt, port, target ? PW_SIDES : PW_SIDE_EGRESS);
+	if (verdict && !(target && (verdict & PW_BY_RECEIVER)))
 		return pw_refuse(skb, pkt, port->port_id, PW_FROM_PORT, verdict, port);
 	if (!target)
 		return PW_NEXT;
-	if (target->flags & PW_PF_DOWN) {
-		/* A redirect to the peer would not look at the representor's state. */
-		pw_count_from(skb, pkt, port->port_id, skb->len, false);
-		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LINK_DOWN);
-	}
+	if (verdict)
+		goto refused;
+	/* A redirect to the peer would not look at the representor's state. */
+	verdict = PW_R_LINK_DOWN;
+	if (target->flags & PW_PF_DOWN)
+		goto refused;
 	slow = pw_slow_reason(skb, port, pkt, target);
 	if (slow) {
 		PW_STEP(skb, PW_S_SLOW, slow, 0);
 		skb->tc_index = PW_TC_DIRECT;
 		return PW_NEXT;
 	}
-	if ((target->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
-	    pw_over_limit(skb, target->port_id, PW_TO_PORT)) {
-		/* The sender's part was carried; the receiver's port refused it. */
-		pw_count_from(skb, pkt, port->port_id, skb->len, false);
-		return PW_DROP(skb, pkt, target->port_id, PW_TO_PORT, PW_R_LIMIT);
-	}
+	verdict = PW_R_LIMIT;
+	if ((target->flags & PW_PF_LIMIT_TO) && pw_over_limit(skb, target->port_id, PW_TO_PORT))
+		goto refused;
 	PW_STEP(skb, PW_S_FAST, target->ifindex, 0);
-	pw_count_to(skb, pkt, target->port_id, false);
+	pw_count(skb, pkt, port->port_id, PW_FROM_PORT, skb->len, false);
+	pw_count(skb, pkt, target->port_id, PW_TO_PORT, skb->len, false);
 	return pw_forward(skb, pkt, target);
+refused:
+	/* The sender's part was carried; the receiver's port refused it. */
+	pw_count(skb, pkt, port->port_id, PW_FROM_PORT, skb->len, false);
+	return pw_refuse(skb, pkt, target->port_id, PW_TO_PORT, verdict, port);
 }
 
 SEC("tc")
@@ -254,29 +259,24 @@ int pw_from_port(struct __sk_buff *skb)
 		return PW_DROP(skb, &pkt, port->port_id, PW_FROM_PORT, reason);
 	PW_STEP(skb, PW_S_GUARD_OK, 0, 0);
 
-	if ((port->flags & PW_PF_LIMIT_FROM) && !pw_traced(skb) &&
-	    pw_over_limit(skb, port->port_id, PW_FROM_PORT))
+	if ((port->flags & PW_PF_LIMIT_FROM) && pw_over_limit(skb, port->port_id, PW_FROM_PORT))
 		return PW_DROP(skb, &pkt, port->port_id, PW_FROM_PORT, PW_R_LIMIT);
 
 	octets = skb->len;
 	verdict = pw_answer(skb, port, &pkt);
 	if (verdict != TC_ACT_UNSPEC) {
-		pw_count_from(skb, &pkt, port->port_id, octets, false);
+		pw_count(skb, &pkt, port->port_id, PW_FROM_PORT, octets, false);
 		if (!(port->flags & PW_PF_TAP)) /* else pw_to_port does */
-			pw_count_to(skb, &pkt, port->port_id, false);
+			pw_count(skb, &pkt, port->port_id, PW_TO_PORT, skb->len, false);
 		return verdict;
 	}
-	if (pkt.be_proto == bpf_htons(ETH_P_ARP))
-		verdict = PW_NEXT;
-	else
-		verdict = pw_deliver(skb, port, &pkt);
+	if (pkt.be_proto != bpf_htons(ETH_P_ARP))
+		verdict = pw_deliver(skb, port, &pkt); /* else it is PW_NEXT */
 	/* To a neighbour's MAC, as it believes: whose it is, is ours to find. */
 	if (verdict == PW_NEXT && (port->flags & PW_PF_ONLINK) && !(pkt.flags & PW_P_GROUP_MAC))
 		bpf_skb_change_type(skb, PACKET_HOST);
 	if (verdict == PW_NEXT)
-		pw_count_from(skb, &pkt, port->port_id, octets, true);
-	else if (verdict == TC_ACT_REDIRECT)
-		pw_count_from(skb, &pkt, port->port_id, skb->len, false);
+		pw_count(skb, &pkt, port->port_id, PW_FROM_PORT, octets, true);
 	return verdict;
 }
 
@@ -294,7 +294,7 @@ int pw_to_port(struct __sk_buff *skb)
 	__u32 from_ifindex = skb->ingress_ifindex;
 	struct pw_port *port, *from = NULL;
 	bool is_ip, unread;
-	__u32 sides;
+	__u32 sides, verdict;
 
 	port = bpf_map_lookup_elem(&pw_ports, &ifindex);
 	if (!port)
@@ -328,22 +328,18 @@ int pw_to_port(struct __sk_buff *skb)
 			}
 		}
 	}
-	sides = !from_ifindex ? 0 : PW_SIDE_INGRESS;
-	if (from)
-		sides |= PW_SIDE_EGRESS;
-	if (is_ip && !(unread && !sides)) {
-		__u32 verdict = pw_judge(skb, &pkt, from ? from : port, sides);
-
+	sides = from ? PW_SIDES : from_ifindex ? PW_SIDE_INGRESS : 0;
+	if (is_ip && (sides || !unread)) {
+		verdict = pw_judge(skb, &pkt, from ? from : port, sides);
 		if (verdict)
 			return pw_refuse(skb, &pkt, port->port_id, PW_TO_PORT, verdict, NULL);
 	}
 	if (is_ip && pkt.l4_off && pw_wire_l3(skb, &pkt) > port->mtu)
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_MTU);
-	if ((port->flags & PW_PF_LIMIT_TO) && !pw_traced(skb) &&
-	    pw_over_limit(skb, port->port_id, PW_TO_PORT))
+	if ((port->flags & PW_PF_LIMIT_TO) && pw_over_limit(skb, port->port_id, PW_TO_PORT))
 		return PW_DROP(skb, &pkt, port->port_id, PW_TO_PORT, PW_R_LIMIT);
 	PW_STEP(skb, PW_S_DELIVER, ifindex, 0);
-	pw_count_to(skb, &pkt, port->port_id, true);
+	pw_count(skb, &pkt, port->port_id, PW_TO_PORT, skb->len, true);
 	return PW_NEXT;
 }
 
