@@ -83,7 +83,7 @@ def tables(maps: dict[str, Map], number: int) -> dict[str, dict[bytes, bytes]]:
 
 def assert_in_force(maps: dict[str, Map], compiled: Compiled, left: Remains) -> None:
     """Every entry is there, and no other but what the changes are known to have left."""
-    wanted = {name: dict(pairs) for name, pairs in generations.entries_of(compiled).items()}
+    wanted = {name: dict(packed.pairs()) for name, packed in generations.entries_of(compiled).items()}
     there = tables(maps, generations.in_force(maps))
     assert there["pw_peers"] == wanted["pw_peers"]
     assert there["pw_bounds"] == wanted["pw_bounds"]
@@ -148,3 +148,19 @@ def test_a_set_without_room_changes_nothing(maps: dict[str, Map]) -> None:
     assert generations.amend(maps, msgspec.structs.replace(change, put_sets=far), one.rules) is None
     assert tables(maps, number) == before
     assert generations.in_force(maps) == number
+
+
+def test_cells_without_room_change_no_verdict(maps: dict[str, Map]) -> None:
+    """The table of cells has room for a few times what it was made with, not for all that could come."""
+    rules = policies()
+    one = compile_policies(rules, world({1: (0, 0)}))
+    generations.install(maps, generations.entries_of(one))
+    before = tables(maps, generations.in_force(maps))
+    change = diff(one, recompile(one, rules, world({1: (0, 0), 2: (1, 1)})))
+    verdict = next(iter(change.put_cells.values()))
+    many = {(1, 1_000 + n, 0): verdict for n in range(20_000)}
+    assert generations.amend(maps, msgspec.structs.replace(change, put_cells=many), one.rules) is None
+    after = tables(maps, generations.in_force(maps))
+    assert after["pw_peers"] == before["pw_peers"]
+    assert before["pw_cells"].items() <= after["pw_cells"].items()
+    assert after["pw_cells"].keys() - before["pw_cells"].keys() < {policy_values.cell_key(*k) for k in many}

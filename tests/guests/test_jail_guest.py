@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
-import subprocess
-import termios
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +12,10 @@ import pytest
 
 from portwright.jail.libraries import of
 from tests.deadline import wait_readable, wait_until
-from tests.fix_daemon import PORTWRIGHT, Daemon, SandboxFactory
+from tests.fix_daemon import Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
 from tests.guests.conftest import Image, RunFactory, booted, cookie_of, gone, no_port
+from tests.guests.terminal import guest_on_terminal
 from tests.netns.jail_lab import groups
 
 pytestmark = [pytest.mark.guests, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -101,38 +99,10 @@ def test_console_of_a_jailed_guest_on_a_terminal(
 ) -> None:
     """With ``--console -`` one types to a jailed guest; ^A x ends it, and the terminal is as before."""
     sandboxes()
-    ours, theirs = pty.openpty()
-    before = termios.tcgetattr(theirs)
-    command = [
-        *("nsenter", f"--net={host.path}", "--", str(PORTWRIGHT), "vm", "run", "--console", "-", "--jail"),
-        *("--kernel", str(image.kernel), "--initramfs", str(image.initramfs), "--name", "g1"),
-        *("--memory", "128", "--accel", "tcg"),
-    ]
-    heard = bytearray()
-
-    def says(words: bytes) -> None:
-        while words not in heard:
-            wait_readable(ours, 90, f"{words!r} after {bytes(heard)[-1000:]!r}")
-            heard.extend(os.read(ours, 4096))
-        del heard[: heard.index(words) + len(words)]
-
-    process = subprocess.Popen(
-        command, env=daemon.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    )
-    try:
-        says(b"/ # ")
-        os.write(ours, b"echo $((6*7))\r")
-        says(b"\n42")
-        os.write(ours, b"\x01x")
-        says(b"QEMU: Terminated")
-        assert process.wait(30) == 0
-        assert termios.tcgetattr(theirs) == before
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-        os.close(theirs)
-    wait_until(partial(no_port, daemon), 10, "the guest's port to be gone")
+    with guest_on_terminal(daemon, host, image, "--jail") as terminal:
+        terminal.says(b"/ # ")
+        terminal.type(b"echo $((6*7))\r")
+        terminal.says(b"\n42")
 
 
 def test_killed_jailed_qemu_is_told(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
-import subprocess
-import termios
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.deadline import wait_readable, wait_until
-from tests.fix_daemon import PORTWRIGHT, Daemon, SandboxFactory
+from tests.fix_daemon import Daemon, SandboxFactory
 from tests.fix_netns import TestNetns
 from tests.guests.conftest import Image, RunFactory, booted, cookie_of, gone, no_port
+from tests.guests.terminal import guest_on_terminal
 
 pytestmark = [pytest.mark.guests, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -145,43 +143,15 @@ def test_console_on_a_terminal(
 ) -> None:
     """With ``--console -`` one types to the guest, ^C too; ^A x ends it, and the terminal is as before."""
     sandboxes()
-    ours, theirs = pty.openpty()
-    before = termios.tcgetattr(theirs)
-    command = [
-        *("nsenter", f"--net={host.path}", "--", str(PORTWRIGHT), "vm", "run", "--console", "-"),
-        *("--kernel", str(image.kernel), "--initramfs", str(image.initramfs), "--name", "g1"),
-        *("--memory", "128", "--accel", "tcg"),
-    ]
-    heard = bytearray()
-
-    def says(words: bytes) -> None:
-        while words not in heard:
-            wait_readable(ours, 90, f"{words!r} after {bytes(heard)[-1000:]!r}")
-            heard.extend(os.read(ours, 4096))
-        del heard[: heard.index(words) + len(words)]
-
-    process = subprocess.Popen(
-        command, env=daemon.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    )
-    try:
-        says(b"g1  pid ")
-        says(b"/ # ")
-        os.write(ours, b"sh -c 'echo $((1+1)); sleep 1000'\r")
-        says(b"\n2\r")
-        os.write(ours, b"\x03")
-        says(b"/ # ")
-        os.write(ours, b"echo $((6*7))\r")
-        says(b"\n42")
-        os.write(ours, b"\x01x")
-        says(b"QEMU: Terminated")
-        assert process.wait(30) == 0
-        assert termios.tcgetattr(theirs) == before
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-        os.close(theirs)
-    wait_until(partial(no_port, daemon), 10, "the guest's port to be gone")
+    with guest_on_terminal(daemon, host, image) as terminal:
+        terminal.says(b"g1  pid ")
+        terminal.says(b"/ # ")
+        terminal.type(b"sh -c 'echo $((1+1)); sleep 1000'\r")
+        terminal.says(b"\n2\r")
+        terminal.type(b"\x03")
+        terminal.says(b"/ # ")
+        terminal.type(b"echo $((6*7))\r")
+        terminal.says(b"\n42")
 
 
 def test_two_networks(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFactory, console: Path) -> None:

@@ -6,9 +6,12 @@ hypervisor does between a tap and a guest's ring. So the guest's stack is the ke
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import select
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +26,8 @@ from tests.fix_netns import NetnsFactory, TestNetns
 _TUNSETOFFLOAD = 0x400454D0
 _OFFLOADS = 0x1 | 0x2 | 0x4  # checksum, TSO of IPv4, of IPv6 (linux/if_tun.h)
 _LARGEST = 65_562  # a frame of 64 KiB, Ethernet and the header
+#: linux/sockios.h, ethtool.h: SIOCETHTOOL; ETHTOOL_STSO, ETHTOOL_STXCSUM
+_ETHTOOL, _SET = 0x8946, {"tso": 0x1F, "checksum": 0x17}
 
 
 @contextmanager
@@ -72,6 +77,13 @@ def guests_for_sandboxes(
             return Sandbox(inside, port)
 
         yield make
+
+
+def switch_off(ns: TestNetns, name: str, offload: str) -> None:
+    """``ethtool -K NAME tso off``, or ``tx off`` for "checksum"."""
+    value = (ctypes.c_uint32 * 2)(_SET[offload], 0)  # struct ethtool_value
+    with ns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _ETHTOOL, struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value)))
 
 
 def _outer(box: TestNetns, port: Port) -> int:

@@ -18,6 +18,7 @@ from portwright.kernel.bpf import (
     Map,
     MapSpec,
     MapType,
+    Packed,
     _libbpf,
     possible_cpus,
 )
@@ -90,6 +91,9 @@ def test_wrong_sizes_never_reach_the_kernel(zoo: Collection) -> None:
         lambda: table.delete(b"abcde"),
         lambda: table.update_batch([(u32(0), u64(0)), (u32(0), b"")]),
         lambda: table.delete_batch([u32(0), b""]),
+        lambda: table.update_packed(Packed(u32(0), u64(0), 2)),
+        lambda: table.update_packed(Packed(u32(0), u32(0), 1)),
+        lambda: percpu.update_packed(Packed(u32(0), u64(0), 1)),
         lambda: percpu.lookup(u32(0)),
         lambda: percpu.update(u32(0), bytes(12)),
         lambda: percpu.update_percpu(u32(0), [bytes(12)] * (possible_cpus() + 1)),
@@ -136,6 +140,11 @@ def test_batches(zoo: Collection, name: str) -> None:
     assert sorted(keys[100:]) == sorted(table.keys())
     table.update_batch([])
     table.delete_batch([])
+
+    table.update_packed(Packed.of(entries.items()))
+    assert sorted(entries.items()) == sorted(table.items())
+    assert sorted(entries.items()) == sorted(Packed.of(entries.items()).pairs())
+    table.update_packed(Packed.of([]))
 
 
 def test_array_and_empty_maps(zoo: Collection) -> None:

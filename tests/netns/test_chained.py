@@ -90,6 +90,7 @@ def test_a_guest_behind_ptp(
 
     (port,) = ports(daemon)
     assert (port.rep_name, port.tap, port.ifname) == ("", tap, "eth0")
+    assert f"link/ether {mac}" in ns.run(["ip", "link", "show", tap]).stdout
     world.run(["ip", "route", "add", "10.5.0.0/24", "via", "192.0.2.2"])
     world.run(["ip", "-6", "route", "add", "fd00:5::/64", "via", "2001:db8::2"])
     with booted(daemon, ns, inside, prev, port.port_id) as vm:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ class Lab:
     def nothing_is_left(self) -> bool:
         """Neither port nor socket nor directory."""
         # Looking removes a control socket on which nobody listens, as any command does.
-        return no_port(self.daemon) and not control.names(self.daemon.run_dir) and not self.homes()
+        sockets = control.names(self.daemon.run_dir), list((self.daemon.run_dir / "vm").glob("*.news"))
+        return no_port(self.daemon) and not any(sockets) and not self.homes()
 
     def homes(self) -> list[Path]:
         """The directories of API sockets."""
@@ -160,6 +162,74 @@ def test_guest_on_its_ports(lab: Lab, sandboxes: SandboxFactory) -> None:
     assert lab.asked()[-1] == ("/actions", {"action_type": "SendCtrlAltDel"})
     wait_until(partial(gone, lab.daemon, cookie), 10, "the ports and the namespace to be gone")
     assert lab.nothing_is_left()
+
+
+def test_limits_follow_the_ports(lab: Lab, sandboxes: SandboxFactory) -> None:
+    """Limits that are raised, lowered and taken away while the guest runs are Firecracker's too, of that NIC
+    alone; settings that are none of its limits' are not sent."""
+    sandboxes("n2")
+    run = lab.run("--network", "n1", "--network", "n2", "--egress-rate", "10M")
+    lab.daemon.cli("port", "set", "g.1", "--label", "a=b", "--admin", "down")
+    for number, options, egress, ingress in (
+        (1, ("--egress-rate", "100M", "--ingress-rate", "8M"), 100_000_000, 8_000_000),
+        (2, ("--egress-rate", "1M"), 1_000_000, 8_000_000),
+        (3, ("--egress-rate", "0", "--ingress-rate", "0"), 0, 0),
+        (4, ("--egress-rate", "10M", "--egress-burst", "20M"), 10_000_000, 0),
+    ):
+        lab.daemon.cli("port", "set", "g.1-1", *options)
+        wait_until(partial(_patched, lab, number), 10, "the limits to be sent")
+        path, body = lab.asked("PATCH")[-1]
+        assert path == "/network-interfaces/eth1"
+        assert (_rate(body["tx_rate_limiter"]), _rate(body["rx_rate_limiter"])) == (egress, ingress)
+    assert body["tx_rate_limiter"]["bandwidth"]["size"] == 20_000_000 // 8
+    assert len(lab.asked("PATCH")) == 4
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(30 * PATIENCE) == 0, run.errors()
+    assert run.errors() == ""
+
+
+def test_limits_follow_over_a_daemons_death(lab: Lab) -> None:
+    """A daemon that dies between a change and the word of it leaves the word to its next start; a start
+    without a change sends nothing."""
+    run = lab.run("--network", "n1", "--egress-rate", "10M")
+    lab.daemon.cli("port", "set", "g.1", "--egress-rate", "20M")
+    wait_until(partial(_patched, lab, 1), 10, "the limits to be sent")  # so nothing is being asked any more
+    lab.daemon.stop()
+    lab.daemon.start(PORTWRIGHT_DIE_AT="set:commit")
+    assert lab.daemon.cli("port", "set", "g.1", "--egress-rate", "100M", check=False).returncode == 1
+    lab.daemon.wait()
+    assert len(lab.asked("PATCH")) == 1
+    lab.daemon.start()
+    wait_until(partial(_patched, lab, 2), 10, "the limits to be sent")
+    lab.daemon.kill()
+    lab.daemon.start()
+    lab.daemon.cli("port", "set", "g.1", "--egress-rate", "1M")
+    wait_until(partial(_patched, lab, 3), 10, "the next ones")
+    sent = [_rate(body["tx_rate_limiter"]) for _, body in lab.asked("PATCH")]
+    assert sent == [20_000_000, 100_000_000, 1_000_000]
+    assert run.errors() == ""
+
+
+def test_limits_that_firecracker_refuses(lab: Lab) -> None:
+    """Are said, and asked for again; one without its socket is said as well, and the guest runs on."""
+    run = lab.run(
+        "--network", "n1", "--patience", "0.5", PWT_FC_FAULT="PATCH /network-interfaces/eth0 refuse"
+    )
+    lab.daemon.cli("port", "set", "g.1", "--ingress-rate", "100M")
+    wait_until(lambda: lab.asked("PATCH"), 20, "the limits to be sent again")
+    (line,) = run.errors().splitlines()
+    assert "guest 'g.1': eth0: Firecracker has not taken the port's new limits, it is asked again: " in line
+    assert "(400): as the test asked" in line
+
+    (lab.homes()[0] / "api.sock").unlink()
+    lab.daemon.cli("port", "set", "g.1", "--ingress-rate", "0")
+    wait_until(lambda: "may stay as they were until" in run.errors(), 20, "the last try")
+    assert run.errors().count("no Firecracker on ") == 3
+    assert len(lab.asked("PATCH")) == 1
+    (listed,) = json.loads(lab.daemon.cli("vm", "list", "--json").stdout)
+    assert listed == run.facts
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(30 * PATIENCE) == 0, run.errors()
 
 
 def test_disk_and_older_version(lab: Lab) -> None:
@@ -277,6 +347,16 @@ def _there(lab: Lab) -> bool:
 
 def _says(log: Path, words: str) -> bool:
     return log.exists() and words in log.read_text()
+
+
+def _patched(lab: Lab, number: int) -> bool:
+    return len(lab.asked("PATCH")) >= number
+
+
+def _rate(limiter: dict[str, dict[str, int]]) -> Fraction | int:
+    """In bits per second; 0 for none."""
+    found = limiter["bandwidth"]
+    return Fraction(found["size"] * 8000, found["refill_time"]) if found["refill_time"] else 0
 
 
 def _bucket(found: Any) -> dict[str, int]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import json
 import os
-import socket
-import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,7 +17,7 @@ from tests.deadline import wait_until
 from tests.faults.cni import Cni
 from tests.fix_daemon import Daemon, Sandbox, SandboxFactory
 from tests.fix_netns import NetnsFactory
-from tests.netns.guest_lab import guest, guest_on
+from tests.netns.guest_lab import guest, guest_on, switch_off
 
 pytestmark = pytest.mark.netns
 
@@ -118,19 +114,12 @@ def test_what_the_ends_have_is_shown(
     assert "END" in told
     assert "representor" in told
     if model != "tap":
-        _without_tso(box, "eth0")
+        switch_off(box.ns, "eth0", "tso")
         assert ends()["device"]["offloads"] == ["checksum"]
     with daemon.client() as client:
         assert client.port_link(container.port.port_id).ends == ()
         client.port_unplug(box.port.port_id)
         assert client.port_link(box.port.port_id).ends == ()
-
-
-def _without_tso(box: Sandbox, name: str) -> None:
-    """``ethtool -K NAME tso off``."""
-    value = (ctypes.c_uint32 * 2)(0x1F, 0)  # linux/ethtool.h: ETHTOOL_STSO, struct ethtool_value
-    with box.ns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, 0x8946, struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value)))
 
 
 @pytest.mark.parametrize("model", ["tcfilter", "macvtap"])

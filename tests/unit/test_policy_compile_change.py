@@ -269,6 +269,31 @@ def test_unchanged_is_nothing_to_do(reverse: bool) -> None:
     assert diff(before, recompile(before, PolicySet(policies=again), world)).entries == 0
 
 
+def test_the_same_world_is_not_found_anew() -> None:
+    """Who is meant by what is kept while nobody, no net and no name's address is another; else it is not."""
+    names = Rule(action=Action.ALLOW, peers=(Peer(domains=("example.com",)), Peer(nets=("192.0.2.0/24",))))
+    told = msgspec.structs.replace(app_policies(2).policies[0], name="names", egress=(names,))
+    policies = PolicySet(policies=(*app_policies(2).policies, told))
+    world = Snapshot(endpoints=pods(20), domains={"example.com": ("198.51.100.1",)})
+    first = compile_policies(policies, world)
+    same = recompile(first, policies, Snapshot(endpoints=pods(20), domains=world.domains))
+    assert same.memory.places is first.memory.places  # type: ignore[attr-defined]
+
+    moved = msgspec.structs.replace(world, domains={"example.com": ("198.51.100.2",)})
+    narrowed = msgspec.structs.replace(names, peers=(*(names.peers or ()), Peer(nets=("192.0.2.0/25",))))
+    more = msgspec.structs.replace(told, egress=(narrowed,))
+    for other in (
+        (policies, moved),
+        (policies, relabelled(world, 5, {"name": "w5", "app": "a1"})),
+        (PolicySet(policies=(*app_policies(2).policies, more)), world),
+    ):
+        after, anew = recompile(same, *other), compile_policies(*other)
+        assert after.memory.places is not first.memory.places  # type: ignore[attr-defined]
+        assert after.addresses.keys() == anew.addresses.keys()
+        assert after.prefixes.keys() == anew.prefixes.keys()
+        assert after.size == anew.size
+
+
 def test_entry_and_verdict_are_values() -> None:
     """Entries are compared by what they say, so that a difference has none that are equal."""
     assert AddressEntry(1, 2, 3) == AddressEntry(1, 2, 3)

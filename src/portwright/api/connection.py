@@ -24,10 +24,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
-import msgspec
-
-from portwright.api import frames
-from portwright.api.errors import Busy, ProtocolError, error_to_wire
+from portwright.api import frames, payloads
+from portwright.api.errors import Busy, ProtocolError
 from portwright.api.frames import Frame, FrameDecoder, close_all
 from portwright.api.registry import PROTOCOL
 from portwright.api.request import Peer, Request, Slots
@@ -39,15 +37,6 @@ WRITE_HIGH: Final = 1 << 20
 STREAM_HIGH: Final = 256 << 10
 
 _log = logging.getLogger(__name__)
-
-
-class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A JSON request. ``id`` is the client's, unique among its requests that are not answered yet."""
-
-    v: int
-    id: int
-    method: str
-    params: dict[str, object] = {}
 
 
 class Connection:
@@ -136,7 +125,7 @@ class Connection:
 
     def _fail(self, error: PortwrightError) -> None:
         """Tell the peer why, as far as it still reads, and close."""
-        self._send(frames.JSON_REPLY, _answer(None, error=error))
+        self._send(frames.JSON_REPLY, payloads.answer(None, error=error))
         self.end()
 
     def _update(self) -> None:
@@ -233,7 +222,7 @@ class Connection:
             try:
                 if frame.kind == frames.LARGE_REQUEST:
                     self._take_large(request)
-                envelope = _envelope(frame.payload)
+                envelope = payloads.envelope(frame.payload)
             except (Busy, ProtocolError) as error:
                 request.close()
                 self._fail(error)
@@ -245,7 +234,7 @@ class Connection:
                     "its id is in use" if running else f"version {envelope.v}; this daemon speaks {PROTOCOL}"
                 )
                 request.close()
-                self._send(frames.JSON_REPLY, _answer(envelope.id, error=ProtocolError(why)))
+                self._send(frames.JSON_REPLY, payloads.answer(envelope.id, error=ProtocolError(why)))
                 return
         self._waiting.append(request)
 
@@ -278,16 +267,16 @@ class Connection:
             if isinstance(result, AsyncIterator):
                 result = await self._pump(request, result)
             if request.kind == "C":
-                self._send(frames.CNI_REPLY, _opaque(result))
+                self._send(frames.CNI_REPLY, payloads.opaque(result))
             else:
-                self._send(frames.JSON_REPLY, _answer(request.id, result=result))
+                self._send(frames.JSON_REPLY, payloads.answer(request.id, result=result))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises has to become an answer
             if not isinstance(error, PortwrightError) or isinstance(error, InternalError):
                 _log.error("%s from pid %d failed", request.method or "CNI", self._peer.pid, exc_info=error)
             if request.kind == "C":  # the answer's form is the handler's affair: it has to make one
                 self.abort()
             else:
-                self._send(frames.JSON_REPLY, _answer(request.id, error=error))
+                self._send(frames.JSON_REPLY, payloads.answer(request.id, error=error))
 
     async def _pump(self, request: Request, events: AsyncIterator[object]) -> dict[str, int]:
         """Forward a stream until it ends; return what its last answer says: the events lost at its end.
@@ -308,7 +297,7 @@ class Connection:
                         self._lost[request.id] += 1
                     else:
                         self._tell_lost(request.id)
-                        self._send(frames.EVENT, _encode({"id": request.id, "event": event}))
+                        self._send(frames.EVENT, payloads.encode({"id": request.id, "event": event}))
                     await asyncio.sleep(0)  # a source that is never empty must not starve the rest
                 return {"lost": self._lost[request.id]}
             finally:
@@ -322,7 +311,7 @@ class Connection:
     def _tell_lost(self, request_id: int) -> None:
         lost, self._lost[request_id] = self._lost[request_id], 0
         if lost:
-            self._send(frames.EVENT, _encode({"id": request_id, "lost": lost}))
+            self._send(frames.EVENT, payloads.encode({"id": request_id, "lost": lost}))
 
     # --- answers ----------------------------------------------------------------------------------
 
@@ -362,39 +351,3 @@ class Connection:
             for request_id in self._lost:
                 self._tell_lost(request_id)
             self._update()
-
-
-def _envelope(payload: bytes) -> Envelope:
-    """Return the envelope of a JSON request. Raises ProtocolError."""
-    try:
-        return msgspec.json.decode(payload, type=Envelope)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"not a request: {error}") from None
-
-
-def _encode(value: object) -> bytes:
-    return msgspec.json.encode(value, enc_hook=repr)
-
-
-def _opaque(result: object) -> bytes:
-    """Return the payload of an answer to a CNI request. Raises InternalError if it isn't one."""
-    if not isinstance(result, bytes) or len(result) > frames.MAX_REPLY:
-        raise InternalError(f"the answer to a CNI request is {type(result).__name__} or too long")
-    return result
-
-
-def _answer(request_id: int | None, *, result: object = None, error: BaseException | None = None) -> bytes:
-    """Return the payload of an answer. What JSON or a frame can't hold becomes an ``internal`` error."""
-    try:
-        if error is not None:
-            payload = _encode({"id": request_id, "error": error_to_wire(error)})
-        else:
-            payload = _encode({"id": request_id, "result": result})
-    except Exception as failure:  # noqa: BLE001 - the peer waits for an answer
-        _log.error("an answer can't be encoded", exc_info=failure)
-        why = ascii(f"the answer can't be encoded: {failure}")
-    else:
-        if len(payload) <= frames.MAX_REPLY:
-            return payload
-        why = f"the answer of {len(payload)} bytes is over the limit of {frames.MAX_REPLY}"
-    return _encode({"id": request_id, "error": {"code": "internal", "message": why, "facts": {}}})

@@ -19,7 +19,8 @@ from portwright.plan.adopt_operations import (
     ReturnLink,
 )
 from portwright.plan.inner_operations import BypassBridge, DropBridge, UseBridge
-from portwright.plan.operations import DetachProgram, Operation, RemovePort, RemoveTargets, undo
+from portwright.plan.operations import Operation, undo
+from portwright.plan.path_operations import DetachProgram, RemovePort, RemoveTargets
 
 MODEL = "adopt"
 

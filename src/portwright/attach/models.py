@@ -8,7 +8,8 @@ from typing import NamedTuple
 from portwright.attach import adopt, macvtap, tap, tcfilter, veth
 from portwright.model.errors import NotSupported
 from portwright.model.port import Port, rep_name, tap_name
-from portwright.plan.operations import ForgetPort, Operation
+from portwright.plan.operations import Operation
+from portwright.plan.path_operations import ForgetPort
 
 Plan = tuple[Operation, ...]
 

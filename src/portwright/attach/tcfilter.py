@@ -36,7 +36,7 @@ def judge_join(join: str, model: str, *, clone: bool) -> str:
 
 def attach(port: Port) -> tuple[Operation, ...]:
     """As ``veth.attach``; joined before either end is up, so that the namespace's stack hears nothing."""
-    made = CreateTap(tap=port.tap, mtu=port.mtu, queues=port.queues, sandbox=port.sandbox)
+    made = CreateTap(tap=port.tap, mac=port.mac, mtu=port.mtu, queues=port.queues, sandbox=port.sandbox)
     by = port.join or BPF
     joined = clone.join(port) if port.clone else JoinLinks(device=port.ifname, tap=port.tap, join=by)
     return behind(NameLink, veth.attach(port), made, joined)

@@ -18,21 +18,23 @@ from portwright.plan.operations import (
     AddAddress,
     AddNeighbour,
     AddRoute,
-    AttachProgram,
     AwaitLink,
     CreateVeth,
     DeleteLink,
-    DetachProgram,
     NameLink,
     Operation,
     PublishPorts,
+    SetLink,
+    SetSysctl,
+    UnpublishPorts,
+)
+from portwright.plan.path_operations import (
+    AttachProgram,
+    DetachProgram,
     PutPort,
     PutTargets,
     RemovePort,
     RemoveTargets,
-    SetLink,
-    SetSysctl,
-    UnpublishPorts,
 )
 from portwright.plan.publish import loopback_access
 

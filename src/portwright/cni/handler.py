@@ -12,19 +12,17 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from portwright.attach import tap, veth
-from portwright.cni import chain, config, delegate, wire
-from portwright.cni.config import NetConf
+from portwright.cni import attachment, chain, config, delegate, wire
 from portwright.cni.errors import CniCode, CniError
 from portwright.cni.request import CniRequest, from_record, parse
-from portwright.cni.result import Result, ResultInterface, ResultIp, merge_with_prev
+from portwright.cni.result import Result
 from portwright.model.errors import Conflict, InvalidInput, NotFound, PortwrightError
-from portwright.model.network import GATEWAY_MAC, Dns, Network
-from portwright.model.port import Owner, Port, PortAddress, PortState
+from portwright.model.network import Network
+from portwright.model.port import Port, PortState
 from portwright.node.chain import Chain
 from portwright.node.health import Health
 from portwright.node.networks import Networks
-from portwright.node.ports import Ports, PortSpec, gateway_of
+from portwright.node.ports import Ports
 from portwright.store import Store
 
 log = logging.getLogger(__name__)
@@ -124,17 +122,16 @@ class CniHandler:
 
     async def _add_to(self, request: CniRequest, network: Network, host_fd: int, sandbox_fd: int) -> bytes:
         conf = request.config
-        owner = request.owner()
         if conf.ipam is not None and not conf.ipam.foreign and not (conf.pools or network.pools):
             raise InvalidInput("ipam.ranges", None, "no IP ranges specified")
         foreign: Result | None = None
         if conf.ipam is not None and conf.ipam.foreign:
             foreign = await self._delegate(request, host_fd)
         try:
-            spec = _spec(request, conf, network, owner, foreign)
+            spec = attachment.spec_of(request, network, foreign)
             port = self._ports.create(spec, sandbox_fd, host_fd)
             try:
-                return _result(request, conf, port).to_json(conf.cni_version)
+                return attachment.result_of(request, port).to_json(conf.cni_version)
             except BaseException:
                 self._ports.delete(port)
                 raise
@@ -336,72 +333,3 @@ def _namespaces(request: CniRequest, fds: list[int]) -> tuple[int, int]:
             "a port's device and its representor need two namespaces",
         )
     return fds[0], fds[1]
-
-
-def _spec(
-    request: CniRequest, conf: NetConf, network: Network, owner: Owner, foreign: Result | None
-) -> PortSpec:
-    wish = conf.requested
-    given: tuple[PortAddress, ...] | None = None
-    routes = network.routes if conf.ipam is None and not conf.routes else conf.all_routes
-    ipam_dns = Dns()
-    if foreign is not None:
-        given = tuple(
-            PortAddress(
-                address=ip.address.partition("/")[0],
-                gateway=ip.gateway or gateway_of(ip.address.partition("/")[0], ()),
-            )
-            for ip in foreign.ips
-        )
-        routes = conf.routes + foreign.routes
-        ipam_dns = foreign.dns
-    pools = wish.ip_ranges + network.pools if wish.ip_ranges else None
-    return PortSpec(
-        network=network,
-        owner=owner,
-        ifname=request.ifname,
-        netns=request.netns,
-        model=conf.model,
-        attach=conf.attach,
-        queues=conf.queues,
-        join=conf.join,
-        inner_addresses=conf.inner_addresses,
-        mac=wish.mac,
-        mtu=conf.mtu,
-        pools=pools,
-        requested=wish.ips if given is None else (),
-        given=given,
-        routes=routes,
-        dns=conf.resolve_dns(ipam_dns if foreign is not None else network.dns),
-        port_mappings=wish.port_mappings,
-        limits=wish.limits,
-        labels=wish.labels,
-        ipam=conf.ipam.type if conf.ipam is not None else config.BUILTIN_IPAM,
-        cni=request.to_record() if foreign is not None else {},
-    )
-
-
-def _result(request: CniRequest, conf: NetConf, port: Port) -> Result:
-    """Interfaces: the representor, the device, a tap's two; behind a previous plugin's, never between."""
-    interfaces = [ResultInterface(name=port.rep_name, mac=GATEWAY_MAC, mtu=port.mtu, sandbox="")]
-    if port.model != tap.MODEL:
-        interfaces.append(
-            ResultInterface(name=port.ifname, mac=port.mac, mtu=port.mtu, sandbox=request.netns)
-        )
-        if port.tap:
-            interfaces.append(ResultInterface(name=port.tap, mtu=port.mtu, sandbox=request.netns))
-    if port.tap:
-        # As tc-redirect-tap answers: the guest's card, of the tap's name and "in" the container.
-        card = ResultInterface(name=port.tap, mac=port.mac, mtu=port.mtu, sandbox=request.container_id)
-        interfaces.append(card)
-    holder = len(interfaces) - 1
-    own = Result(
-        interfaces=tuple(interfaces),
-        ips=tuple(
-            ResultIp(address=veth.host_prefix(a.address), gateway=a.gateway, interface=holder)
-            for a in port.addresses
-        ),
-        routes=port.routes,
-        dns=port.dns,
-    )
-    return merge_with_prev(conf.prev_result, own)

@@ -75,12 +75,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_dict(self, version: str) -> dict[str, object]:
         """Return what :meth:`to_json` writes, as plain values."""
-        if version not in SUPPORTED:
-            raise CniError(
-                CniCode.INCOMPATIBLE_VERSION,
-                "incompatible CNI versions",
-                f"no result has version {version!r}",
-            )
+        _check_version(version, "no result has version")
         shape: dict[str, object] = {"cniVersion": version}
         if not at_least(version, "0.3.0"):
             shape.update(self._families(version))
@@ -137,12 +132,7 @@ def from_fields(fields: Fields, *, default_version: str) -> Result:
     Raises :class:`InvalidInput` naming the field of a wrong value.
     """
     version = fields.text("cniVersion") or default_version
-    if version not in SUPPORTED:
-        raise CniError(
-            CniCode.INCOMPATIBLE_VERSION,
-            "incompatible CNI versions",
-            f"{fields.at('cniVersion')} is {version!r:.80}",
-        )
+    _check_version(version, f"{fields.at('cniVersion')} is")
     dns = dns_in(fields.child("dns")) or Dns()
     if not at_least(version, "0.3.0"):
         ips: list[ResultIp] = []
@@ -231,6 +221,11 @@ def dns_in(fields: Fields | None, *, exact: bool = False) -> Dns | None:
         search=fields.texts("search"),
         options=fields.texts("options"),
     )
+
+
+def _check_version(version: str, what: str) -> None:
+    if version not in SUPPORTED:
+        raise CniError(CniCode.INCOMPATIBLE_VERSION, "incompatible CNI versions", f"{what} {version!r:.80}")
 
 
 def _family(text: str) -> int:

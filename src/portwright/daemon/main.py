@@ -131,6 +131,7 @@ async def _serve(core: Core, policy_dir: Path | None) -> None:
         methods.ready = True
         _notify("READY=1\nSTATUS=serving\n")
         log.info("ready: %s", core.paths.socket)
+        changes.tell_all()
         await stopping.wait()
         _notify("STOPPING=1\n")
     watch.close()

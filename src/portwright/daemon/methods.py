@@ -23,16 +23,17 @@ from portwright.ipam import canonical_pools
 from portwright.model.errors import NotSupported
 from portwright.model.network import AddressRange, Network
 from portwright.model.port import Owner, Port, PortState
-from portwright.node import ends
+from portwright.node import doctor, ends
 from portwright.node.chain import Chain
 from portwright.node.changes import Changes
 from portwright.node.core import Core
+from portwright.node.draft import PortSpec
 from portwright.node.drops import DropFeed
 from portwright.node.follow import Follower
 from portwright.node.health import Health
 from portwright.node.migrate import Migration
 from portwright.node.networks import Networks
-from portwright.node.ports import Ports, PortSpec
+from portwright.node.ports import Ports
 from portwright.node.switch import attach_mode
 from portwright.observe import counters
 
@@ -380,13 +381,13 @@ class Methods:
     async def doctor(self, _params: dm.DoctorParams, _request: Request) -> dm.Diagnosis:
         """Every check of this host, the passed ones too, each failed one with a way out."""
         checks = tuple(
-            dm.Check(name=f.name, ok=f.ok, level=f.level, detail=f.detail, way_out="" if f.ok else f.way_out)  # type: ignore[arg-type]
-            for f in self._health.doctor()
+            dm.Check(name=f.name, ok=f.ok, level=f.level, detail=f.detail, way_out="" if f.ok else f.way_out)
+            for f in doctor.examine(self._core, self._health)
         )
         found = tuple(
             dm.Feature(
                 name=f.name, present=bool(f.supported), detail=f.detail or f"needs {f.need}, have {f.have}"
             )
-            for f in self._health.features()
+            for f in doctor.probed()
         )
         return dm.Diagnosis(checks=checks, features=found)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from array import array
 from collections.abc import Sequence
 
 from portwright.dataplane import values
 from portwright.dataplane.abi import PwNetKey, PwPeer, PwPolicyConst, PwSet, PwVerdict
 
 _STARTS = int(PwPolicyConst.SET_STARTS)
-_WORDS = struct.Struct(f"={_STARTS}I")
 _WORD = struct.Struct("=I")
-_UNUSED = 0xFFFFFFFF
+#: As plain numbers: there are thousands of words, and an operation of an enum's takes a microsecond.
+_RULE, _LOG, _DENY = int(PwVerdict.V_RULE), int(PwVerdict.V_LOG), int(PwVerdict.V_DENY)
+_KEEP, _RESET = int(PwVerdict.V_KEEP), int(PwVerdict.V_RESET)
+_UNUSED, _ZEROS = b"\xff" * 4 * _STARTS, bytes(4 * _STARTS)
 #: struct pw_cell_key, without the detour over its name: there are a hundred thousand of them.
 _CELL = struct.Struct("=III").pack
+_CELL_BYTES = struct.calcsize("=III")
 
 
 def verdict_word(
@@ -24,11 +28,11 @@ def verdict_word(
 
     ``keep``, ``reset``: what a denial means for a flow that is open.
     """
-    if not 0 <= rule <= PwVerdict.V_RULE:
-        raise ValueError(f"rule number {rule} does not fit in {PwVerdict.V_RULE:#x}")
-    bits = PwVerdict.V_LOG if log else 0
+    if not 0 <= rule <= _RULE:
+        raise ValueError(f"rule number {rule} does not fit in {_RULE:#x}")
+    bits = _LOG if log else 0
     if not allow:
-        bits |= PwVerdict.V_DENY | (PwVerdict.V_KEEP if keep else 0) | (PwVerdict.V_RESET if reset else 0)
+        bits |= _DENY | (_KEEP if keep else 0) | (_RESET if reset else 0)
     return rule | bits
 
 
@@ -59,11 +63,10 @@ def set_value(*, starts: Sequence[int], classes: Sequence[int], defaults: Sequen
     if not 0 < count <= _STARTS or starts[0] != 0 or len(classes) != count:
         raise ValueError(f"{count} intervals, of {_STARTS} at most, the first at 0")
     by_interval = [defaults[place] for place in classes]
-    spare = _STARTS - count
     return PwSet(
-        starts=_WORDS.pack(*starts, *([_UNUSED] * spare)),
-        defaults=_WORDS.pack(*by_interval, *([0] * spare)),
-        classes=bytes(classes) + bytes(spare),
+        starts=_words(starts, _UNUSED),
+        defaults=_words(by_interval, _ZEROS),
+        classes=bytes(classes) + bytes(_STARTS - count),
     ).pack()
 
 
@@ -75,14 +78,25 @@ def split_value(*, starts: Sequence[int], sets: Sequence[int]) -> bytes:
     count = len(starts)
     if not 0 < count <= _STARTS or starts[0] != 0 or len(sets) != count:
         raise ValueError(f"{count} intervals, of {_STARTS} at most, the first at 0")
-    spare = _STARTS - count
     return PwSet(
-        starts=_WORDS.pack(1, *starts[1:], *([_UNUSED] * spare)),
-        defaults=_WORDS.pack(*sets, *([0] * spare)),
+        starts=_words((1, *starts[1:]), _UNUSED),
+        defaults=_words(sets, _ZEROS),
         classes=bytes(_STARTS),
     ).pack()
+
+
+def _words(numbers: Sequence[int], rest: bytes) -> bytes:
+    """All words of an entry: these first, then those of ``rest``."""
+    return array("I", numbers).tobytes() + rest[4 * len(numbers) :]
 
 
 def cell_key(set_id: int, class_id: int, port_class: int) -> bytes:
     """The key of pw_cells."""
     return _CELL(set_id, class_id, port_class)
+
+
+def cell_keys(sets: array[int], classes: array[int], port_classes: array[int]) -> bytes:
+    """Keys of pw_cells, one after the other; the numbers are arrays of u32, all of one length."""
+    keys = array("I", bytes(_CELL_BYTES * len(sets)))
+    keys[0::3], keys[1::3], keys[2::3] = sets, classes, port_classes
+    return keys.tobytes()

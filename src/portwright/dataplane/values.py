@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
 
 from portwright.dataplane.abi import PwDir, PwDropKey, PwLimitSpec, PwPort, PwPortFlag, PwReason, PwTarget
@@ -13,9 +14,14 @@ _V4 = bytes(10) + b"\xff\xff"
 
 
 def address(text: str) -> bytes:
-    """``struct pw_addr``: IPv6 as it is, IPv4 mapped (RFC 4291, 2.5.5.2)."""
-    packed = ipaddress.ip_address(text).packed
-    return packed if len(packed) == 16 else _V4 + packed
+    """``struct pw_addr``: IPv6 as it is, IPv4 mapped (RFC 4291, 2.5.5.2). ValueError for others."""
+    try:
+        if ":" in text:
+            return socket.inet_pton(socket.AF_INET6, text)
+        return _V4 + socket.inet_pton(socket.AF_INET, text)
+    except OSError:  # one with a zone, or none: of a thousand ports' addresses it is not asked
+        packed = ipaddress.ip_address(text).packed
+        return packed if len(packed) == 16 else _V4 + packed
 
 
 def address_text(raw: bytes) -> str:

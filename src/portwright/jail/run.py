@@ -6,12 +6,11 @@ import contextlib
 import os
 import signal
 import sys
-import termios
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from portwright.api.client import Client
 from portwright.jail.launch import check_descriptors, start
@@ -19,6 +18,7 @@ from portwright.jail.ports import Handed, created
 from portwright.jail.process import Jailed
 from portwright.jail.spec import Jail
 from portwright.kernel import netns, private
+from portwright.kernel.signals import handled, terminable, terminal_kept
 from portwright.model.errors import InvalidInput
 
 #: Passed on to the command.
@@ -52,14 +52,15 @@ def run(
         why = "a port is for the jail's own namespace; make one in yours by: portwright port create --netns"
         raise InvalidInput("netns", netns_path, why)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_terminable())
+        stack.enter_context(terminable(*FORWARDED))  # while there is no command to be told
         namespace = netns.open_netns(netns_path) if netns_path else private.new_netns()
         stack.callback(os.close, namespace)
         ports = []
         if networks:
             client = stack.enter_context(Client(socket))
             ports = stack.enter_context(created(client, namespace, networks, name=name, labels=labels or {}))
-        stack.enter_context(_terminal_kept())
+        if sys.stdin.isatty():
+            stack.enter_context(terminal_kept(sys.stdin.fileno()))
         handed = stack.enter_context(
             contextlib.closing(Handed(namespace, ports, given, uid=jail.uid, gid=jail.gid))
         )
@@ -73,17 +74,6 @@ def run(
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """While there is no command to be told, a signal ends the work in order."""
-
-    def ended(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    with _handled(ended):
-        yield
-
-
-@contextlib.contextmanager
 def _held_back() -> Iterator[None]:
     """A signal that comes while the command is started is for the command, as soon as there is one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
@@ -93,33 +83,8 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def _forwarded(jailed: Jailed) -> Iterator[None]:
+def _forwarded(jailed: Jailed) -> contextlib.AbstractContextManager[None]:
     def told(number: int, _frame: FrameType | None) -> None:
         jailed.send_signal(number)
 
-    with _handled(told):
-        yield
-
-
-@contextlib.contextmanager
-def _handled(handler: signal._HANDLER) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
-
-
-@contextlib.contextmanager
-def _terminal_kept() -> Iterator[None]:
-    """Give the terminal its modes back, whatever the command did to it."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    modes = termios.tcgetattr(0)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, modes)
+    return handled(FORWARDED, told)

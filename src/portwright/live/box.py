@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import msgspec
@@ -26,6 +25,7 @@ import msgspec
 from portwright.api.client import Client
 from portwright.api.errors import WireError, error_from_wire, error_to_wire
 from portwright.kernel import private
+from portwright.kernel.signals import terminable
 from portwright.live.ears import ProbeFailed
 
 #: Hidden by a tmpfs of ours: of what is there on the machine, nothing is for us.
@@ -72,7 +72,7 @@ def run(
     finally:
         os.close(far)
     try:
-        with _terminable():
+        with terminable(signal.SIGTERM):
             return _follow(near, child, progress)
     finally:
         _end(child, near)
@@ -102,20 +102,6 @@ def _end(child: int, near: int) -> None:
         if poller.poll(left * 1000) and not os.read(near, 65_536):
             break
     os.close(near)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the work in order, as ^C does."""
-
-    def ended(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, ended)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # --- inside -------------------------------------------------------------------------------------

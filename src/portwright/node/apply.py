@@ -31,6 +31,7 @@ from portwright.plan import adopt_operations as adopt_op
 from portwright.plan import clone_operations as clone_op
 from portwright.plan import inner_operations as inner_op
 from portwright.plan import operations as op
+from portwright.plan import path_operations as path_op
 from portwright.plan import tap_operations as tap_op
 
 #: Seconds within which a link with a carrier must transmit, and between two looks.
@@ -260,25 +261,25 @@ class Applier:
                 taps.adopt(self._inside(), operation, self._switch.joiner)
             case tap_op.PartLinks():
                 taps.part(operation)
-            case op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):
+            case path_op.AttachProgram(rep=rep, port_id=port_id, direction=direction, how=how):
                 fresh = bool(self._device_index)  # made by this very plan
                 switch.attach(port_id, self._ifindex(rep), direction_of(direction), how, fresh=fresh)
-            case op.DetachProgram(port_id=port_id, direction=direction, rep=rep):
+            case path_op.DetachProgram(port_id=port_id, direction=direction, rep=rep):
                 switch.detach(port_id, direction_of(direction))
                 if rep:
                     lent.detach(switch, rep, direction_of(direction))
-            case op.PutPort():
+            case path_op.PutPort():
                 self._put_port(operation)
-            case op.RemovePort(rep=rep, port_id=port_id, ifindex=ifindex):
+            case path_op.RemovePort(rep=rep, port_id=port_id, ifindex=ifindex):
                 self._remove_port(port_id, self._index.get(rep, ifindex))
-            case op.ForgetPort(port_id=port_id):
+            case path_op.ForgetPort(port_id=port_id):
                 switch.forget_counters(port_id)
-            case op.PutTargets():
+            case path_op.PutTargets():
                 index = self._ifindex(operation.rep)
                 value = entries.target_value(operation, index)
                 for address in operation.addresses:
                     switch.maps["pw_addrs"].update(values.address(address), value)
-            case op.RemoveTargets(port_id=port_id, addresses=addresses):
+            case path_op.RemoveTargets(port_id=port_id, addresses=addresses):
                 self._remove_targets(port_id, addresses)
             case op.PublishPorts(port_id=port_id, mappings=mappings, addresses=addresses):
                 self._join()  # a purge of withdrawn ports uses the same socket
@@ -328,7 +329,7 @@ class Applier:
             case _:
                 raise InternalError(f"no way to apply {type(operation).__name__}")
 
-    def _put_port(self, operation: op.PutPort) -> None:
+    def _put_port(self, operation: path_op.PutPort) -> None:
         maps = self._switch.maps
         self._switch.make_counters(operation.port_id)
         for key, limit in entries.limit_values(operation, time.monotonic_ns()).items():

@@ -210,6 +210,7 @@ class Chain:
         plan: Sequence[Operation] = (
             CreateTap(
                 tap=port.tap,
+                mac=port.mac,
                 mtu=port.mtu,
                 queues=port.queues,
                 sandbox=port.sandbox,

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import msgspec
 
 from portwright.attach import veth
-from portwright.kernel import nsid, rtnl
+from portwright.kernel import news, nsid, rtnl
 from portwright.kernel.netlink import NetlinkSocket
 from portwright.model.errors import InvalidInput, PortwrightError
+from portwright.model.network import GATEWAY_MAC
 from portwright.model.port import Limits, Port, PortState
 from portwright.node.apply import Applier
 from portwright.node.core import Core
@@ -79,6 +80,7 @@ class Changes:
                 self._store.put_port(new)
                 self._judge_labels(port, new)
             self._heed_labels(port, new)
+            self._tell_limits(port, new)
             return new
         with self._store.transaction(durable=True):
             self._store.put_port(new)
@@ -91,13 +93,14 @@ class Changes:
             self._put_back(switch, port, kind, entry)
             raise
         if mtu is not None:
-            self._tell_mtu(switch, new)
+            self._tell(switch, new, mtu=new.mtu)
             self._core.faults.at(f"{kind}:told")
         # Not durable: a power cut would bring the intent back, but not the device that it is for.
         with self._store.transaction(durable=False):
             self._store.finish(entry, "done")
         self._core.faults.at(f"{kind}:commit")
         self._heed_labels(port, new)
+        self._tell_limits(port, new)
         return new
 
     def _judge_labels(self, old: Port, new: Port) -> None:
@@ -108,6 +111,15 @@ class Changes:
     def _heed_labels(self, old: Port, new: Port) -> None:
         if new.labels != old.labels:
             self._core.policies.relabelled()
+
+    def _tell_limits(self, old: Port, new: Port) -> None:
+        """To the hypervisor's side, which may have limits of its own to keep the same."""
+        if new.limits != old.limits:
+            news.tell(self._core.paths.run_dir, new.sandbox.cookie)
+
+    def tell_all(self) -> None:
+        """Whoever follows ports looks at them anew: a word may have been lost with an earlier daemon."""
+        news.tell_all(self._core.paths.run_dir)
 
     def _put_back(self, switch: Switch, port: Port, kind: str, entry: int) -> None:
         """After a refusal: the former settings. If these are refused too, the next start tries again.
@@ -137,7 +149,7 @@ class Changes:
             self._store.finish(entry, "failed")
             return
         self._apply(switch, _plan(port, kind), kind)
-        self._tell_mtu(switch, port)
+        self._tell(switch, port, mtu=port.mtu)
         self._core.faults.at(f"{kind}:told")
         self._store.finish(entry, "done")
         self._core.faults.at(f"{kind}:commit")
@@ -158,6 +170,18 @@ class Changes:
     def keep_mtu(self, port: Port) -> None:
         """Puts back the MTU on record, and the routes that the other one may have cost."""
         self.set(port, mtu=port.mtu)
+        if port.admin == "up":
+            self.refresh(port)
+
+    def keep_mac(self, port: Port) -> None:
+        """Puts back the MAC on record inside: the guest is held to it, and can't be told another."""
+        switch = self._core.switch_of(port)
+        if switch is not None:
+            self._tell(switch, port, mac=port.mac)
+
+    def keep_gateway(self, switch: Switch, port: Port) -> None:
+        """Puts back the representor's MAC, which the sandbox sends to, and the neighbours that it cost."""
+        switch.rtnl.execute([rtnl.link_set(port.rep_ifindex, mac=GATEWAY_MAC)])
         if port.admin == "up":
             self.refresh(port)
 
@@ -209,8 +233,9 @@ class Changes:
         with Applier(switch, None, self._core.faults) as applier:
             applier.apply(plan, kind, undo=False)
 
-    def _tell_mtu(self, switch: Switch, port: Port) -> None:
-        """Sets the MTU of the sandbox's end. It is the sandbox's to refuse: then it is only enforced."""
+    def _tell(self, switch: Switch, port: Port, *, mtu: int | None = None, mac: str | None = None) -> None:
+        """Sets it on the sandbox's end and its tap. It is theirs to refuse: then it is only enforced."""
+        word = "MTU" if mac is None else "MAC"
         fd = self._core.sandbox_fd(port) if port.model != veth.DIRECT else None
         if fd is None:
             return
@@ -219,14 +244,14 @@ class Changes:
                 device = _device(switch, port, sock)
                 if device is None:
                     log.warning(
-                        "port %s: its device is not in its sandbox, the MTU is not told", port.port_id
+                        "port %s: its device is not in its sandbox, the %s is not told", port.port_id, word
                     )
                 else:
-                    sock.execute([rtnl.link_set(device.index, mtu=port.mtu)])
+                    sock.execute([rtnl.link_set(device.index, mtu=mtu, mac=mac)])
                 if port.tap and rtnl.link_by_name(sock, port.tap) is not None:
-                    sock.execute([rtnl.link_set(port.tap, mtu=port.mtu)])
+                    sock.execute([rtnl.link_set(port.tap, mtu=mtu, mac=mac)])
         except PortwrightError as error:
-            log.warning("port %s: the sandbox's end keeps its MTU: %s", port.port_id, error)
+            log.warning("port %s: the sandbox's end keeps its %s: %s", port.port_id, word, error)
         finally:
             os.close(fd)
 

@@ -94,6 +94,15 @@ class Core:
             os.close(self._own_fd)
             self.store.close()
 
+    def alarm(self, sentence: str, why: str = "") -> None:
+        """Said once as long as it is among the latest: who does it in a loop drives out no other's.
+
+        ``why`` is for the log alone, and may differ.
+        """
+        if sentence not in self.alarms:
+            log.error("%s", f"{sentence}: {why}" if why else sentence)
+            self.alarms.append(sentence)
+
     # -- switches --------------------------------------------------------------------------------
 
     def entered(self, fd: int) -> contextlib.AbstractContextManager[None]:

@@ -37,8 +37,9 @@ def snapshot_of(
     running: dict[tuple[str, str], Endpoint] = {}
     homes: dict[str, Home] = {}
     for port in sorted(ports, key=lambda port: (port.created, port.port_id)):
-        home = Home(port.network, (isolating or {}).get(port.network, "open"))
-        homes |= {a.address: home for a in port.addresses}
+        if isolating:
+            home = Home(port.network, isolating.get(port.network, "open"))
+            homes |= {a.address: home for a in port.addresses}
         key = identity(port)
         known = described.get(key) or _endpoint(port, manifests)
         mine = tuple(a.address for a in port.addresses)

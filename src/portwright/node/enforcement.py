@@ -40,6 +40,8 @@ class Enforcement:
         self._switches = switches
         self._faults = faults
         self.compiled: Compiled | None = None
+        #: What was compiled last and is not in force: a change is judged before it is recorded, and then put.
+        self._judged: tuple[PolicySet, Snapshot, Compiled] | None = None
         #: The generation, by data path, of which the tables are those of ``compiled``.
         self._installed: dict[int, int] = {}
         #: What changes of the present generation left behind in its tables.
@@ -51,9 +53,15 @@ class Enforcement:
 
         Changes nothing. Raises as compile_policies.
         """
-        if self.compiled is None:
-            return compile_policies(policies, snapshot)
-        return recompile(self.compiled, policies, snapshot)
+        if self._judged is not None and self._judged[:2] == (policies, snapshot):
+            return self._judged[2]
+        before, self._judged = self.compiled, None
+        if before is None:
+            compiled = compile_policies(policies, snapshot)
+        else:
+            compiled = recompile(before, policies, snapshot)
+        self._judged = policies, snapshot, compiled
+        return compiled
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -97,7 +105,7 @@ class Enforcement:
             self._remains = Remains()
         else:
             self._remains.add(change)
-        self.compiled, self._installed = compiled, done
+        self.compiled, self._installed, self._judged = compiled, done, None
         # A hundred thousand objects of which the next change makes few others: else every few changes the
         # collector looks through all of them, for longer than a change takes.
         gc.freeze()
@@ -107,5 +115,5 @@ class Enforcement:
         for switch in list(self._switches.values()):
             if generations.in_force(switch.maps):
                 generations.withdraw(switch.maps, self._faults)
-        self.compiled = None
+        self.compiled = self._judged = None
         self._installed, self._remains = {}, Remains()

@@ -14,7 +14,7 @@ from portwright.dataplane import values
 from portwright.dataplane.abi import PwDir, PwLimitKey, PwPort, PwPortFlag
 from portwright.model.port import Port
 from portwright.node.switch import Switch
-from portwright.plan import operations as op
+from portwright.plan import path_operations as op
 
 
 def port_key(ifindex: int) -> bytes:

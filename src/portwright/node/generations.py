@@ -3,8 +3,8 @@
 A packet reads the number of the generation once and is judged by that one's tables alone, which are those of
 the number's slot. So a generation's tables may go only when no packet can be on its way with its number. They
 go with the install after the next: each update of a map of maps returns after a grace period
-(maybe_wait_bpf_programs, kernel/bpf/syscall.c), so once the next generation's tables are entered, the packets
-of the one before the present are through.
+(maybe_wait_bpf_programs, kernel/bpf/syscall.c), so once a table of the next generation is entered, the
+packets of the one before the present are through.
 
 Where only one workload is found otherwise than before, the tables in force are amended in place, in an order
 in which every packet in between is decided by the old or by the new (policy/difference.py), and the
@@ -17,17 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import struct
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 from portwright.dataplane import OBJECT, bounds, policy_values, values
 from portwright.dataplane.abi import PwPolicyConst
-from portwright.kernel.bpf import CollectionSpec, Map
+from portwright.kernel.bpf import CollectionSpec, Map, Packed
 from portwright.kernel.bpf.enums import MapType
 from portwright.kernel.bpf.spec import MapSpec
-from portwright.model.errors import InternalError
+from portwright.model.errors import InternalError, KernelFailed
 from portwright.node.faults import Faults
 from portwright.policy.difference import CellKey, Difference
 from portwright.policy.rules import OnChange
@@ -37,14 +40,16 @@ _SLOTS = int(PwPolicyConst.SLOTS)
 _U32 = struct.Struct("=I")
 #: Keys of pw_generation: the number in force, and the last one that was given out.
 _IN_FORCE, _LAST = _U32.pack(0), _U32.pack(1)
-#: The tables of a generation, in the order in which they are entered.
-_TABLES = ("pw_peers", "pw_bounds", "pw_sets", "pw_cells")
+#: The tables of a generation; the one that takes the longest to fill is begun with.
+_TABLES = ("pw_cells", "pw_peers", "pw_sets", "pw_bounds")
 #: Sets that an array has room for at least; and for half as many again as there are.
 _SPARE_SETS = 32
+#: Cells that a table has room for at least; and for twice as many as there are, or up to four times.
+_LEAST_CELLS = 4096
 
 _NO_FAULTS = Faults()
 
-Entries = dict[str, list[tuple[bytes, bytes]]]
+Entries = dict[str, Packed]
 Rules = Mapping[int, RuleInfo]
 
 
@@ -59,14 +64,14 @@ def _template(name: str) -> MapSpec:
 
 def entries_of(compiled: Compiled) -> Entries:
     """The exact entries of the four tables."""
+    words = _Words(compiled.rules)
+    sets = [_set(number, table, words) for number, table in compiled.sets.items()]
+    splits = [_split(number, table) for number, table in compiled.splits.items()]
     return {
-        "pw_peers": [_peer(address, entry) for address, entry in compiled.addresses.items()],
-        "pw_bounds": numbered(bounds.nodes(compiled.prefixes)),
-        "pw_sets": [
-            *(_set(number, table, compiled.rules) for number, table in compiled.sets.items()),
-            *(_split(number, table) for number, table in compiled.splits.items()),
-        ],
-        "pw_cells": list(_cells(compiled)),
+        "pw_peers": Packed.of(_peer(address, entry) for address, entry in compiled.addresses.items()),
+        "pw_bounds": Packed.of(numbered(bounds.nodes(compiled.prefixes))),
+        "pw_sets": Packed.of([*sets, *splits]),
+        "pw_cells": _cells(compiled, words),
     }
 
 
@@ -82,11 +87,29 @@ def _peer(address: str, entry: AddressEntry) -> tuple[bytes, bytes]:
     return values.address(address), value
 
 
-def _set(number: int, table: SetTable, rules: Rules) -> tuple[bytes, bytes]:
+class _Words(dict[Verdict, int]):
+    """``enum pw_verdict`` of each verdict that is asked for: a few thousand, asked for again and again."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def __missing__(self, verdict: Verdict) -> int:
+        on_change = self._rules[verdict.rule].on_change
+        word = self[verdict] = policy_values.verdict_word(
+            allow=verdict.allow,
+            rule=verdict.rule,
+            log=verdict.log,
+            keep=on_change is OnChange.KEEP,
+            reset=on_change is OnChange.RESET,
+        )
+        return word
+
+
+def _set(number: int, table: SetTable, words: _Words) -> tuple[bytes, bytes]:
     value = policy_values.set_value(
         starts=table.starts,
         classes=table.port_classes,
-        defaults=[_word(verdict, rules) for verdict in table.defaults],
+        defaults=[words[verdict] for verdict in table.defaults],
     )
     return _U32.pack(number), value
 
@@ -95,34 +118,26 @@ def _split(number: int, table: SplitTable) -> tuple[bytes, bytes]:
     return _U32.pack(number), policy_values.split_value(starts=table.starts, sets=table.sets)
 
 
-def _cells(compiled: Compiled) -> Iterator[tuple[bytes, bytes]]:
-    """Of all that a compilation makes these are the most by far, and most classes share their columns."""
-    words: dict[int, list[tuple[int, bytes]]] = {}
+def _cells(compiled: Compiled, words: _Words) -> Packed:
+    """All cells. They are the most by far of what a compilation makes, and most classes share their columns.
+
+    So the keys' numbers are listed each by itself, for all neighbours of one column at once.
+    """
+    sets, classes, port_classes, verdicts = (array("I") for _ in range(4))
     for set_id, table in compiled.sets.items():
-        for class_id, column in table.columns.items():
-            packed = words.get(id(column))
-            if packed is None:
-                packed = words[id(column)] = [
-                    (port_class, policy_values.number_value(_word(verdict, compiled.rules)))
-                    for port_class, verdict in column
-                ]
-            for port_class, word in packed:
-                yield policy_values.cell_key(set_id, class_id, port_class), word
+        for column, those in groupby(table.columns, table.columns.__getitem__):
+            members = array("I", those)
+            count = len(members)
+            for port_class, verdict in column:
+                sets += array("I", (set_id,)) * count
+                classes += members
+                port_classes += array("I", (port_class,)) * count
+                verdicts += array("I", (words[verdict],)) * count
+    return Packed(policy_values.cell_keys(sets, classes, port_classes), verdicts.tobytes(), len(verdicts))
 
 
-def _cell(key: CellKey, verdict: Verdict, rules: Rules) -> tuple[bytes, bytes]:
-    return policy_values.cell_key(*key), policy_values.number_value(_word(verdict, rules))
-
-
-def _word(verdict: Verdict, rules: Rules) -> int:
-    on_change = rules[verdict.rule].on_change
-    return policy_values.verdict_word(
-        allow=verdict.allow,
-        rule=verdict.rule,
-        log=verdict.log,
-        keep=on_change is OnChange.KEEP,
-        reset=on_change is OnChange.RESET,
-    )
+def _cell(key: CellKey, verdict: Verdict, words: _Words) -> tuple[bytes, bytes]:
+    return policy_values.cell_key(*key), policy_values.number_value(words[verdict])
 
 
 def in_force(maps: Mapping[str, Map]) -> int:
@@ -138,7 +153,7 @@ def slot_of(number: int) -> bytes:
 
 def enter_bounds(maps: Mapping[str, Map], slot: bytes, nodes: Iterable[bytes]) -> None:
     """Gives a slot its nets."""
-    with _inner(_template("pw_bounds"), numbered(nodes)) as inner:
+    with _inner(_template("pw_bounds"), Packed.of(numbered(nodes))) as inner:
         maps["pw_bounds"].update(slot, _U32.pack(inner.fd))
 
 
@@ -156,12 +171,14 @@ def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAUL
         with _inner(_template(name), entries[name]) as inner:
             maps[name].update(_U32.pack(slot), _U32.pack(inner.fd))
         faults.at(f"policy:{name}")
-        _sweep(maps[name], kept)
 
-    # Beside each other: each waits for two grace periods, which are the same ones then.
-    with ThreadPoolExecutor(len(_TABLES)) as threads:
-        for _ in threads.map(enter, _TABLES):
-            pass
+    # Beside each other: each waits for a grace period, as does what goes, and they are the same ones then.
+    with ThreadPoolExecutor(2 * len(_TABLES)) as threads:
+        entered = {name: threads.submit(enter, name) for name in _TABLES}
+        entered["pw_bounds"].result()
+        swept = [threads.submit(_sweep, maps[name], kept) for name in _TABLES]
+        for each in (*entered.values(), *swept):
+            each.result()
     faults.at("policy:swept")
     maps["pw_generation"].update(_IN_FORCE, _U32.pack(number))
     return number
@@ -179,11 +196,12 @@ def amend(
 
     ``change`` must be atomic and from what is in force; ``rules`` are the next tables'. ``remains``: cells
     that earlier changes left behind and that must go first, when the packets of the moment are through;
-    None: they may stay. The change's own are left. None: a table has no room for it, and nothing has changed.
+    None: they may stay. The change's own are left. None: a table has no room for it; all packets are still
+    decided by the old tables, and the new are to be installed whole.
     Raises KernelFailed: then packets are decided by the old tables or by the new, each by one of them; the
     new are to be installed whole.
     """
-    now = in_force(maps)
+    now, words = in_force(maps), _Words(rules)
     with contextlib.ExitStack() as stack:
         inner = {name: _entered(stack, maps[name], now % _SLOTS) for name in _TABLES}
         if max(change.put_sets, default=0) >= inner["pw_sets"].max_entries:
@@ -193,11 +211,16 @@ def amend(
             inner["pw_cells"].delete_batch(policy_values.cell_key(*key) for key in remains)
         for set_id, table in change.put_sets.items():
             inner["pw_sets"].update(
-                *(_split(set_id, table) if isinstance(table, SplitTable) else _set(set_id, table, rules))
+                *(_split(set_id, table) if isinstance(table, SplitTable) else _set(set_id, table, words))
             )
-        inner["pw_cells"].update_batch(
-            _cell(key, verdict, rules) for key, verdict in change.put_cells.items()
-        )
+        try:
+            inner["pw_cells"].update_batch(
+                _cell(key, verdict, words) for key, verdict in change.put_cells.items()
+            )
+        except KernelFailed as error:
+            if error.errno == errno.E2BIG:
+                return None  # what is there of it already is of sets and classes that nobody has yet
+            raise
         faults.at("policy:amend-cells")
         for address, entry in change.put_addresses.items():
             inner["pw_peers"].update(*_peer(address, entry))
@@ -240,7 +263,7 @@ def _wait_for_packets(maps: Mapping[str, Map], slot: int) -> None:
     key = _U32.pack(slot % _SLOTS)
     known = maps["pw_bounds"].lookup(key)
     if known is None:
-        with _inner(_template("pw_bounds"), ()) as inner:
+        with _inner(_template("pw_bounds"), Packed.of(())) as inner:
             maps["pw_bounds"].update(key, _U32.pack(inner.fd))
         return
     with contextlib.closing(Map.from_id(int(_U32.unpack(known)[0]))) as same:
@@ -263,14 +286,17 @@ def _entered(stack: contextlib.ExitStack, outer: Map, slot: int) -> Map:
 
 
 @contextlib.contextmanager
-def _inner(spec: MapSpec, filling: Iterable[tuple[bytes, bytes]]) -> Iterator[Map]:
+def _inner(spec: MapSpec, filling: Packed) -> Iterator[Map]:
     """A new inner map with these entries; ours until the outer map has it too."""
-    pairs = list(filling)
     if spec.type is MapType.ARRAY:
-        needed = 1 + max((int(_U32.unpack(key)[0]) for key, _ in pairs), default=0)
+        needed = 1 + max(array("I", filling.keys), default=0)
         # A node that is not there has no bounds; one that is and empty would have wrong ones.
         spare = max(needed // 2, _SPARE_SETS) if spec.name == _template("pw_sets").name else 0
         spec = dataclasses.replace(spec, max_entries=needed + spare)
+    elif spec.name == _template("pw_cells").name:
+        # The kernel makes as many buckets: of a million the most are for nothing, and of other pages.
+        room = 1 << max(_LEAST_CELLS, 2 * filling.number).bit_length()
+        spec = dataclasses.replace(spec, max_entries=min(room, spec.max_entries))
     with contextlib.closing(Map.create(spec)) as made:
-        made.update_batch(pairs)
+        made.update_packed(filling)
         yield made

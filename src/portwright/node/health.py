@@ -7,39 +7,20 @@ business of whoever put it there. What the record says and the kernel lacks is a
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import sys
-import time
-from collections.abc import Iterable
-from typing import NamedTuple
 
 from portwright.attach import macvtap, tap
 from portwright.dataplane import values
 from portwright.dataplane.abi import PwPort, PwTarget
 from portwright.ipam import Leak, ObservedLink, find_leaks
-from portwright.kernel import rtnl, sysctl
-from portwright.kernel.bpf import features
+from portwright.kernel import rtnl
 from portwright.kernel.netlink import NetlinkSocket
-from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.model.port import Port, PortState
-from portwright.node import bridges, clones, taps
+from portwright.node import clones, taps
 from portwright.node.core import Core
-from portwright.node.domains import TROUBLE, summary
 from portwright.node.nat import subnets
-from portwright.node.steer import is_steered
 from portwright.node.switch import DIRECTIONS, Switch
 from portwright.plan import nat
-
-
-class Finding(NamedTuple):
-    """One check of the doctor."""
-
-    name: str
-    ok: bool
-    level: str
-    detail: str
-    way_out: str
 
 
 class Health:
@@ -193,191 +174,6 @@ class Health:
             routed=routed,
             pending={entry.port_id for entry in self._store.pending()},
         )
-
-    def doctor(self) -> list[Finding]:
-        """Everything worth saying about this host, the kernel and our own state."""
-        findings = [
-            Finding(
-                "forwarding",
-                self._read("net/ipv4/ip_forward") == "1"
-                and self._read("net/ipv6/conf/all/forwarding") == "1",
-                "warning",
-                "IPv4 and IPv6 forwarding of the host",
-                "it is switched on with the first port; if it stays off, look for a sysctl.d that resets it",
-            )
-        ]
-        for tool in ("nft", "ip", "bpftool"):
-            findings.append(
-                Finding(
-                    f"tool {tool}",
-                    shutil.which(tool) is not None,
-                    "info",
-                    "for people, not for the daemon",
-                    f"apt-get install the package of {tool}",
-                )
-            )
-        uplinks = []
-        switch = self._core.switch_for()
-        for name, family in (("IPv4", socket.AF_INET), ("IPv6", socket.AF_INET6)):
-            link = rtnl.default_uplink(switch.rtnl, family)
-            uplinks.append(f"{name}: {link.name} mtu {link.mtu}" if link else f"{name}: none")
-        findings.append(
-            Finding(
-                "uplink",
-                "mtu" in " ".join(uplinks),
-                "warning",
-                ", ".join(uplinks),
-                "add a default route for ports to reach the world",
-            )
-        )
-        impaired = self.impaired()
-        findings.append(
-            Finding(
-                "data path",
-                not impaired,
-                "error",
-                impaired[0] if impaired else "all attached ports have their programs and map entries",
-                "portwright port unplug and plug the port",
-            )
-        )
-        behind = self.policy_folder()
-        findings.append(
-            Finding(
-                "policy folder",
-                not behind,
-                "error",
-                behind[0] if behind else self._core.policies.folder.path or "none is watched",
-                "mend what it names: what was in force before stays in force until then",
-            )
-        )
-        unbound = self.host_endpoints()
-        bound = self._core.policies.host_endpoints()
-        findings.append(
-            Finding(
-                "host endpoints",
-                not unbound,
-                "error",
-                unbound[0] if unbound else "; ".join(bound) or "none of this node's is on record",
-                "mend what it names: what was in force before stays in force until then",
-            )
-        )
-        pending = self._store.pending()
-        findings.append(
-            Finding(
-                "journal",
-                not pending,
-                "error",
-                f"{len(pending)} operations are unfinished",
-                "restart the daemon: it finishes or takes them back",
-            )
-        )
-        try:
-            leaks = self.leaks()
-            detail = (
-                f"{leaks[0].kind} {leaks[0].what}: {leaks[0].why}"
-                if leaks
-                else "record, namespaces and kernel agree"
-            )
-            findings.append(
-                Finding("leaks", not leaks, "warning", detail, "portwright port delete, or CNI GC")
-            )
-        except PortwrightError as error:
-            findings.append(Finding("leaks", False, "error", str(error), ""))
-        now = time.time()
-        for network in self._store.networks():
-            for number, usage in enumerate(self._store.usage_by_set(network.name, now=now)):
-                free = usage.total - usage.used - usage.resting
-                findings.append(
-                    Finding(
-                        f"pool {network.name}[{number}]",
-                        free > 0,
-                        "error",
-                        f"{usage.used} in use, {usage.resting} resting, {free} free",
-                        "add a range to the network, or release ports",
-                    )
-                )
-        findings.append(
-            Finding(
-                "look-ups of domain names",
-                not any(count for word, count in self._core.look_ups.items() if word in TROUBLE),
-                "info",
-                summary(self._core),
-                "docs/policy.md, Domain names, has the bounds; the log says which look-up met which",
-            )
-        )
-        findings.append(_bridges(switch))
-        findings += _host_chains(switch, steered=is_steered(self._store, switch))
-        return findings
-
-    def features(self) -> list[features.Feature]:
-        """What this kernel can do for us; probed once, then remembered."""
-        return features.all()
-
-    def _read(self, path: str) -> str:
-        try:
-            return sysctl.read(path)
-        except KernelFailed:
-            return ""
-
-
-def _bridges(switch: Switch) -> Finding:
-    depend = bridges.dependants(switch)
-    said = "; ".join(
-        f"{name}: " + ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in sorted(counts.items()))
-        for name, counts in sorted(depend.items())
-    )
-    first = next(iter(sorted(depend)), "")
-    return Finding(
-        "bridges",
-        not depend,
-        "info",
-        said or "no sandbox depends on a bridge",
-        f"move them while they run: portwright port migrate --bridge {first} --dry-run says how",
-    )
-
-
-def dropping(switch: Switch, hook: str) -> list[str]:
-    """Base chains of nftables at a hook (iptables-nft's too) that drop what no rule of theirs accepts."""
-    return _dropping(switch.nft.run_json("list chains"), hook)
-
-
-def _dropping(chains: Iterable[dict[str, object]], hook: str) -> list[str]:
-    return [
-        f"{c.get('family')} {c.get('table')} {c.get('name')}"
-        for entry in chains
-        if isinstance(c := entry.get("chain"), dict) and c.get("hook") == hook and c.get("policy") == "drop"
-    ]
-
-
-def _host_chains(switch: Switch, *, steered: bool) -> list[Finding]:
-    """A foreign FORWARD chain with policy drop (Docker's) stops all that leaves the host.
-
-    One of INPUT (ufw's) stops look-ups that are steered to the proxy.
-    """
-    try:
-        chains = switch.nft.run_json("list chains")
-    except PortwrightError as error:
-        return [Finding("nftables", False, "error", str(error), "load nf_tables, or install nftables")]
-    bad, closed = (_dropping(chains, hook) for hook in ("forward", "input"))
-    refusing = [
-        Finding(
-            "input policy",
-            False,
-            "warning",
-            f"drops by default: {', '.join(closed)}; ports whose policy names domains look names up here",
-            "accept TCP and UDP to port 53 from pw* devices there: we never touch a chain that isn't ours",
-        )
-    ]
-    return [
-        *(refusing if steered and closed else ()),
-        Finding(
-            "forward policy",
-            not bad,
-            "warning",
-            f"drops by default: {', '.join(bad)}" if bad else "no chain drops forwarded packets by default",
-            "accept traffic of pw* devices there: we never touch a chain that isn't ours",
-        ),
-    ]
 
 
 def _sandbox(fd: int, port: Port) -> list[str]:

@@ -18,7 +18,7 @@ from portwright.model.errors import PortwrightError
 from portwright.node.core import Core
 from portwright.node.hosts import Hosts
 from portwright.observe.events import Drop, ip_summary
-from portwright.policy.host.render import Site
+from portwright.policy.host.programs import Site
 from portwright.policy.rules import Direction
 
 #: Seconds from one look at the counters to the next; XDP's take no more than this part of the time.

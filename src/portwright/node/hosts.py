@@ -24,7 +24,8 @@ from portwright.node.faults import Faults
 from portwright.plan import hosts as scripts
 from portwright.policy.host.early import early_denies
 from portwright.policy.host.judge import Judge, Ruling
-from portwright.policy.host.render import Rendered, Site, render
+from portwright.policy.host.programs import Site
+from portwright.policy.host.render import Rendered, render
 from portwright.policy.host.stages import Bound, Stage, bind, bound_to, local_endpoints, refuse
 from portwright.policy.manifests.calico_hosts import HOST_INTERFACE
 from portwright.policy.rules import Direction, Flow, PolicySet, Snapshot

@@ -26,7 +26,7 @@ from portwright.node import bridges, translated
 from portwright.node.apply import Applier
 from portwright.node.bridges import Bridge, Seat
 from portwright.node.core import Core
-from portwright.node.health import dropping
+from portwright.node.doctor import dropping
 from portwright.node.moved import keep_addresses
 from portwright.node.switch import Switch, attach_mode
 from portwright.plan.operations import Operation, encode

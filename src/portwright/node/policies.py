@@ -8,17 +8,16 @@ knows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from portwright.domains.ledger import Entry, table_of
-from portwright.domains.names import asked, foreign, names_of, naming
+from portwright.domains.names import asked, names_of, naming
 from portwright.kernel.bpf import features
 from portwright.model.errors import InvalidInput, NotFound
-from portwright.model.network import Isolation, Network
 from portwright.model.port import Port, PortState
 from portwright.node import generations
 from portwright.node.endpoints import about, identity, snapshot_of, unheld
@@ -27,6 +26,7 @@ from portwright.node.faults import Faults
 from portwright.node.folder import FolderState, forgotten, is_inside
 from portwright.node.hosts import Hosts, Wanted
 from portwright.node.in_force import InForce, published_by
+from portwright.node.world import Ports, World
 from portwright.policy.explain import explain
 from portwright.policy.host.stages import local_endpoints
 from portwright.policy.isolation import with_isolation
@@ -39,14 +39,8 @@ from portwright.policy.staged import chosen, staged
 from portwright.policy.tables import Compiled, Size, lookup
 
 
-class Record(Protocol):
+class Record(Ports, Protocol):
     """What is needed of the store."""
-
-    def ports(self) -> Iterator[Port]:
-        """All of them."""
-
-    def networks(self) -> list[Network]:
-        """All of them."""
 
     def manifests(self) -> list[tuple[str, str]]:
         """(name, text) of every file."""
@@ -83,13 +77,14 @@ class Policies:
     ) -> None:
         """Reads the manifests on record; nothing is put in force yet. ``hosts``: None leaves them alone."""
         self._store = store
+        self._world = World(store)
         self.hosts = hosts
         self._faults = faults
         self._enforcement = Enforcement(switches, faults)
         #: of the files on record, which are read again whenever one of them changes
         self._shelf = Shelf()
         self._manifests = read(store.manifests(), shelf=self._shelf)
-        self._isolation = self._isolating()
+        self._isolation = self._world.isolating()
         #: kept by whoever follows the folder (:mod:`portwright.node.follow`)
         self.folder = FolderState(error=forgotten(store.watched_manifests()))
         #: addresses by the domain name or pattern that rules ask for
@@ -323,7 +318,7 @@ class Policies:
 
     def networks_changed(self) -> None:
         """The networks are others now: their isolation comes into force, or ends."""
-        now = self._isolating()
+        now = self._world.isolating()
         if now == self._isolation:
             return
         if self._active:
@@ -332,14 +327,10 @@ class Policies:
             self._enforcement.withdraw()
         self._isolation = now  # last: after a failure the next change tries again
 
-    def _isolating(self) -> dict[str, Isolation]:
-        """The networks that are not open: while there is one, a generation is in force."""
-        return {n.name: n.isolation for n in self._store.networks() if n.isolation != "open"}
-
     @property
     def _active(self) -> bool:
         enforced = any(not policy.staged for policy in self._manifests.policy_set.policies)
-        return enforced or bool(self._isolating())
+        return enforced or bool(self._world.isolating())
 
     def _sync(self, port: Port | None = None, *, without: Port | None = None) -> None:
         snapshot = self._snapshot(self._manifests, port, without)
@@ -368,13 +359,7 @@ class Policies:
     def _snapshot(
         self, manifests: Manifests, port: Port | None = None, without: Port | None = None
     ) -> Snapshot:
-        ports = {p.port_id: p for p in self._store.ports() if p.state is not PortState.DELETING}
-        if port is not None:
-            ports[port.port_id] = port
-        if without is not None:
-            ports.pop(without.port_id, None)
-        snapshot = snapshot_of(manifests, list(ports.values()), self._isolating())
-        return msgspec.structs.replace(snapshot, domains=foreign(self._domains, snapshot.endpoints))
+        return self._world.snapshot(manifests, self._domains, port=port, without=without)
 
 
 def _nobody_asked() -> None:

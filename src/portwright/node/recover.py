@@ -31,7 +31,8 @@ from portwright.node.entries import Entries, port_key
 from portwright.node.migrate import MIGRATE, Migration
 from portwright.node.ports import Ports, publication
 from portwright.node.switch import Switch
-from portwright.plan.operations import AttachProgram, Operation, RemovePort
+from portwright.plan.operations import Operation
+from portwright.plan.path_operations import AttachProgram, RemovePort
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ def _present(core: Core, port: Port) -> bool:
     link = rtnl.link_by_name(switch.rtnl, port.rep_name)
     if link is None or link.index != port.rep_ifindex:
         return False
-    return port.adopted is not None or link.mac == GATEWAY_MAC
+    # Its MAC may have been changed by hand; it is put back.
+    return port.adopted is not None or link.mac == GATEWAY_MAC or f"port-{port.port_id}" in link.altnames
 
 
 def _repair(core: Core, port: Port, maps: dict[int, Entries]) -> str:

@@ -42,7 +42,7 @@ def create(sandbox: Sandbox, operation: CreateTap) -> None:
         [
             # It has a queue of its own, which the guest empties: what waits before that one only costs.
             clsact.without_queue(_index(sandbox, operation.tap)),
-            rtnl.link_set(operation.tap, mtu=operation.mtu),
+            rtnl.link_set(operation.tap, mac=operation.mac or None, mtu=operation.mtu),
             rtnl.link_set(operation.tap, addrgenmode="none").tolerating(errno.EAFNOSUPPORT),
             rtnl.link_set(operation.tap, up=True),
         ]

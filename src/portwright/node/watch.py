@@ -16,6 +16,7 @@ import msgspec
 from portwright.kernel import rtnl
 from portwright.kernel.monitor import AddressMonitor, LinkEvent, LinkMonitor, TableMonitor
 from portwright.model.errors import InvalidInput, NotFound, PortwrightError
+from portwright.model.network import GATEWAY_MAC
 from portwright.model.port import Port, PortState
 from portwright.node.changes import Changes
 from portwright.node.core import Core
@@ -176,6 +177,11 @@ class Watch:
             port = self._changes.admin_changed(port, admin)
         elif link.up and news.went_down:
             self._changes.refresh(port)
+        if link.mac != GATEWAY_MAC and port.adopted is None:
+            self._changes.keep_gateway(switch, port)
+            self._alarm(
+                f"port {port.port_id}: {port.rep_name} was given MAC {link.mac}, the gateway's is back"
+            )
         if link.mtu != port.mtu:
             self._follow_mtu(port, link.mtu)
 

@@ -1,5 +1,7 @@
 """Follows what is set on the ends of microVM ports inside their namespaces: a new MTU is the port's (R11).
 
+A new MAC is put back: the guest is held to the one on record, and can't be told another (R12).
+
 One socket a switch hears all namespaces that the switch has a number for, as it has for every veth's other
 end. A socket in each would hold the namespace: it would outlive its sandbox, and the port never be detached.
 So containers are heard too, and what comes is taken at a pace that none of them sets.
@@ -74,13 +76,16 @@ class EndsWatch:
         if any(event.kind == "overflow" for event in events):
             self.compare_all()
             return
-        heard = {(_representor(switch, link), link.mtu) for e in events if (link := e.link) is not None}
-        for rep in {name for name, _ in heard if name}:
+        links = [event.link for event in events if event.link is not None]
+        names = {_identity(link): link for link in links}
+        reps = {identity: _representor(switch, link) for identity, link in names.items()}
+        heard = {(reps[_identity(link)], link.mtu, _mac(link)) for link in links}
+        for rep in {name for name, *_ in heard if name}:
             try:
                 port = self._core.store.find_port(rep)
             except PortwrightError:
                 continue
-            if any(name == rep and mtu != port.mtu for name, mtu in heard):
+            if any(n == rep and (mtu != port.mtu or mac not in ("", port.mac)) for n, mtu, mac in heard):
                 self._compare(switch, port)
 
     def _compare(self, switch: Switch, port: Port) -> None:
@@ -88,29 +93,32 @@ class EndsWatch:
         if not here or port.model not in _MODELS:
             return
         try:
-            for name, mtu in self._set_to(switch, port):
-                if mtu != port.mtu:
-                    self._follow(port, name, mtu)
-                    return
+            ends = self._ends(switch, port)
+            for name, link in ends.items():
+                if link.mtu != port.mtu:
+                    self._follow(port, name, link.mtu)
+                    break
+            if others := {name: link.mac for name, link in ends.items() if link.mac != port.mac}:
+                self._keep_mac(port, others)
         except PortwrightError as error:
             log.error("port %s: %s", port.port_id, error)
 
-    def _set_to(self, switch: Switch, port: Port) -> list[tuple[str, int]]:
-        """Name and MTU of device and tap as they are now; those that are there, and are the port's."""
+    def _ends(self, switch: Switch, port: Port) -> dict[str, rtnl.LinkInfo]:
+        """Device and tap as they are now, by their names on record: those that are there and the port's."""
         rep = rtnl.link_by_name(switch.rtnl, port.rep_name)
         fd = self._core.sandbox_fd(port) if rep is not None else None
         if rep is None or fd is None:
-            return []
+            return {}
         try:
             with NetlinkSocket(netns_fd=fd) as sock:
                 device, tap = rtnl.link_by_index(sock, rep.link_index), rtnl.link_by_name(sock, port.tap)
         finally:
             os.close(fd)
-        found = []
+        found = {}
         if device is not None and (device.kind, device.link_index) == ("veth", rep.index):
-            found.append((device.name, device.mtu))
+            found[port.ifname] = device
         if tap is not None:
-            found.append((tap.name, tap.mtu))
+            found[port.tap] = tap
         return found
 
     def _follow(self, port: Port, name: str, mtu: int) -> None:
@@ -120,10 +128,26 @@ class EndsWatch:
                 self._changes.refresh(changed)
             log.info("port %s: MTU of %s is now %d, its other ends follow", port.port_id, name, mtu)
         except InvalidInput as error:
-            sentence = f"port {port.port_id}: {name} was given an MTU that is put back: {error}"
-            log.error("%s", sentence)
-            self._core.alarms.append(sentence)
+            self._core.alarm(f"port {port.port_id}: {name} was given an MTU that is put back", str(error))
             self._changes.keep_mtu(port)
+
+    def _keep_mac(self, port: Port, others: dict[str, str]) -> None:
+        self._changes.keep_mac(port)
+        if port.ifname in others:
+            sentence = f"port {port.port_id}: {port.ifname} was given another MAC than its guest's, put back"
+            self._core.alarm(sentence, others[port.ifname])
+        else:  # nobody looks at a tap's, and releases that made one left it to the kernel
+            log.info("port %s: %s has MAC %s again", port.port_id, port.tap, port.mac)
+
+
+def _identity(link: rtnl.LinkInfo) -> tuple[str, str, int]:
+    """What :func:`_representor` goes by."""
+    return link.kind, link.name, link.link_index
+
+
+def _mac(link: rtnl.LinkInfo) -> str:
+    """Of a tap that is down none: it gets ours after it was made, and then is set up."""
+    return link.mac if link.up or link.kind != "tun" else ""
 
 
 def _representor(switch: Switch, link: rtnl.LinkInfo) -> str:

@@ -7,9 +7,13 @@ from portwright.plan.operation import Base, inside
 
 
 class CreateTap(Base, frozen=True, kw_only=True):
-    """A persistent tap in the sandbox's namespace, of ``queues``, for a hypervisor; up, without IPv6."""
+    """A persistent tap in the sandbox's namespace, of ``queues``, for a hypervisor; up, without IPv6.
+
+    ``mac``: the guest's card's; '' for one of the kernel's, as in a journal of a release before.
+    """
 
     tap: str
+    mac: str = ""
     mtu: int
     queues: int = 1
     sandbox: NetnsRef
@@ -28,10 +32,11 @@ class CreateTap(Base, frozen=True, kw_only=True):
             for word, number in (("user", self.uid), ("group", self.gid))
             if number is not None
         )
+        address = f" address {self.mac}" if self.mac else ""
         made = (
             f"ip tuntap add {self.tap} mode tap vnet_hdr{many}",
             f"tc qdisc replace dev {self.tap} root noqueue",
-            f"ip link set {self.tap} mtu {self.mtu} addrgenmode none up",
+            f"ip link set {self.tap}{address} mtu {self.mtu} addrgenmode none up",
         )
         return "; ".join(f"{inside('sandbox')}{command}" for command in made)
 

@@ -21,17 +21,17 @@ class Classes(NamedTuple):
 
 def fresh(rule_list: RuleList, classes: Classes) -> Built:
     """A set that was not before."""
-    defaults, columns = rule_list.columns(rule_list.hits(classes.of_term), classes.every, None)
+    defaults, columns, cells = rule_list.columns(classes.of_term, classes.every, None)
     table = SetTable(
         starts=rule_list.starts, port_classes=rule_list.port_classes, defaults=defaults, columns=columns
     )
-    return Built(rule_list, table, sum(map(len, columns.values())))
+    return Built(rule_list, table, cells)
 
 
 def carried(built: Built, classes: Classes, gone: set[int]) -> Built:
     """A set that was: cells of classes that were stand, those that are gone go, new classes get theirs."""
     rule_list, table, cells = built
-    _, new = rule_list.columns(rule_list.hits(classes.new_of_term), classes.new, table.defaults)
+    _, new, more = rule_list.columns(classes.new_of_term, classes.new, table.defaults)
     lost = gone & table.columns.keys()
     if not new and not lost:
         return built
@@ -42,4 +42,4 @@ def carried(built: Built, classes: Classes, gone: set[int]) -> Built:
     changed = SetTable(
         starts=table.starts, port_classes=table.port_classes, defaults=table.defaults, columns=columns
     )
-    return Built(rule_list, changed, cells + sum(map(len, new.values())))
+    return Built(rule_list, changed, cells + more)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from portwright.policy.labels import And, Contains, EndsWith, Everything, Expr, Has, In, Not, Or, StartsWith
 from portwright.policy.matching import address_key, net_key
@@ -39,21 +40,54 @@ def indexes_of(bits: int) -> Iterator[int]:
         at = text.find("1", at + 1)
 
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Known(dict[K, V]):
+    """What was found, and at the next age what of it was asked for in the last one."""
+
+    def __init__(self) -> None:
+        self._before: dict[K, V] = {}
+
+    def find(self, key: K) -> V | None:
+        """As get."""
+        found = self.get(key)
+        if found is None:
+            found = self._before.get(key)
+            if found is not None:
+                self[key] = found
+        return found
+
+    def age(self) -> None:
+        """Forgets what nobody has asked for since this was last called."""
+        self._before = dict(self)
+        self.clear()
+
+
 class LabelIndex:
     """Endpoints by label: the truth of an expression for all of them, as the bits of one number."""
 
     def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
+        self.endpoints = endpoints
         self._count = len(endpoints)
         self._all = (1 << self._count) - 1
         self._indexes: dict[str, dict[str, list[int]]] = {}
         for index, endpoint in enumerate(endpoints):
             for key, value in endpoint.labels.items():
                 self._indexes.setdefault(key, {}).setdefault(value, []).append(index)
-        self._known: dict[Expr, int] = {}
+        self._known: Known[Expr, int] = Known()
+
+    def again(self, endpoints: tuple[Endpoint, ...]) -> LabelIndex:
+        """Of these endpoints: this one if they are the same, with what was asked since it was last had."""
+        if endpoints != self.endpoints:
+            return LabelIndex(endpoints)
+        self._known.age()
+        return self
 
     def true_of(self, expr: Expr) -> int:
         """The endpoints that ``expr`` is true of; the meaning is labels.matches'."""
-        known = self._known.get(expr)
+        known = self._known.find(expr)
         if known is None:
             known = self._known[expr] = self._evaluate(expr)
         return known
@@ -97,14 +131,11 @@ class Places:
     def __init__(self, snapshot: Snapshot, labels: LabelIndex, peers: Iterable[Peer]) -> None:
         self._snapshot = snapshot
         self._labels = labels
-        nets: set[str] = set(ROOTS.values())
-        domains: set[str] = set()
-        for peer in peers:
-            nets.update(peer.nets or (), peer.not_nets)
-            domains.update(peer.domains or ())
+        self._asked = _asked(snapshot, peers)
+        nets, domains = set(self._asked[0]), self._asked[1]
         findable: list[int] = []
         nodes: list[int] = []
-        exact: set[str] = {found for name in domains for found in snapshot.domains.get(name, ())}
+        exact: set[str] = {found for addresses in domains.values() for found in addresses}
         for index, endpoint in enumerate(snapshot.endpoints):
             if endpoint.host_network:
                 continue
@@ -124,9 +155,18 @@ class Places:
         self.names = [name for _, name in keyed]
         self.count = len(keyed)
         self._at = {name: index for index, name in enumerate(self.names)}
-        self._extents: dict[Peer, Ranges] = {}
-        self._found: dict[Expr, Ranges] = {}
+        self._extents: Known[Peer, Ranges] = Known()
+        self._found: Known[Expr, Ranges] = Known()
         self._named: dict[tuple[str, int], dict[int, Ranges]] | None = None
+
+    def again(self, snapshot: Snapshot, labels: LabelIndex, peers: Iterable[Peer]) -> Places:
+        """Those of a snapshot and peers, these if they are the same; ``labels`` is what its again gave."""
+        peers = list(peers)
+        if labels is not self._labels or _asked(snapshot, peers) != self._asked:
+            return Places(snapshot, labels, peers)
+        self._extents.age()
+        self._found.age()
+        return self
 
     def is_address(self, place: int) -> bool:
         """Whether a place is an exact address."""
@@ -149,7 +189,7 @@ class Places:
 
     def extent(self, peer: Peer) -> Ranges:
         """The places that ``peer`` is true of."""
-        known = self._extents.get(peer)
+        known = self._extents.find(peer)
         if known is None:
             known = self._extents[peer] = self._evaluate(peer)
         return known
@@ -204,7 +244,7 @@ class Places:
         return union((self._at[net], self.end(self._at[net])) for net in nets)
 
     def _of_selector(self, expr: Expr) -> Ranges:
-        known = self._found.get(expr)
+        known = self._found.find(expr)
         if known is None:
             known = self._of_endpoints(self._labels.true_of(expr) & self._findable)
             self._found[expr] = known
@@ -247,6 +287,20 @@ def narrow(peer: Peer, version: int) -> Peer | None:
         nodes=peer.nodes,
         domains=peer.domains,
     )
+
+
+def _asked(snapshot: Snapshot, peers: Iterable[Peer]) -> tuple[set[str], dict[str, tuple[str, ...]]]:
+    """The nets that peers name, and what the domain names that they name stand for."""
+    nets: set[str] = set(ROOTS.values())
+    domains: set[str] = set()
+    for peer in peers:
+        if peer.nets is not None:
+            nets.update(peer.nets)
+        if peer.not_nets:
+            nets.update(peer.not_nets)
+        if peer.domains is not None:
+            domains.update(peer.domains)
+    return nets, {name: snapshot.domains.get(name, ()) for name in sorted(domains)}
 
 
 def _net_place(net: str) -> _Key:

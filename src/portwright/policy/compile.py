@@ -96,7 +96,9 @@ class _Compilation:
         self.classes_before = set(before.classes.used.values()) if before is not None else set[int]()
         self.tiers = tiers_in_order(policies)
         self.host_policies = tuple(policy for policy in policies.policies if is_for_hosts(policy))
-        labels = LabelIndex(snapshot.endpoints)
+        labels = (
+            before.labels.again(snapshot.endpoints) if before is not None else LabelIndex(snapshot.endpoints)
+        )
         self.selection = Selection(self.tiers, snapshot.endpoints, labels)
         self.in_use = [(policy, d) for d in Direction for policy in self.selection.policies(d)]
         # Of all that could select somebody: what can't be done is refused now, not when a workload comes.
@@ -104,14 +106,21 @@ class _Compilation:
         self.traits = self.memory.traits
         for asked in ((p, d) for p in enforced for d in Direction if (id(p), d) not in self.traits):
             self.traits[id(asked[0]), asked[1]] = traits_of(*asked)
-        self.places = Places(snapshot, labels, (p for policy, d in self.in_use for p in peers_of(policy, d)))
-        self.names = RuleNames(self.memory.rules)
+        peers = [peer for policy, d in self.in_use for peer in peers_of(policy, d)]
+        self.places = (
+            Places(snapshot, labels, peers)
+            if before is None
+            else before.places.again(snapshot, labels, peers)
+        )
+        self.memory.labels, self.memory.places = labels, self.places
+        self.names = RuleNames(self.memory.rules, before.infos if before is not None else {})
+        self.memory.infos = self.names.infos
         self.resolver = Resolver(self.places, self.names.of_rule, self.memory.terms.of)
         self.lists: dict[int, tuple[Resolved, ...]] = {}
         self._sourced: set[int] = set()  # those that ask for source ports
         self._resolved: dict[Asker, int] = {}
-        self._sets: dict[tuple[int, Direction, Own], int] = {}
-        self._together: dict[tuple[int, Direction], Traits] = {}
+        #: By selected policies (their id): what all of these ask about the own address, and the sets.
+        self._sets: dict[int, tuple[Traits, dict[Own, int]]] = {}
         self.rule_lists: dict[SetKey, RuleList] = {}
 
     def run(self) -> Compiled:
@@ -160,16 +169,17 @@ class _Compilation:
         for index, endpoint in enumerate(self.snapshot.endpoints):
             if not is_workload(endpoint) or not endpoint.addresses:
                 continue
-            nth = titles[endpoint.title] = titles.get(endpoint.title, -1) + 1
-            owner = self.memory.owners.of((endpoint.title, nth))
+            title = endpoint.title
+            nth = titles[title] = titles.get(title, -1) + 1
+            owner = self.memory.owners.of((title, nth))
             for address in endpoint.addresses:
                 if address in taken:
                     raise InvalidInput(
-                        f"endpoint {endpoint.title}: addresses",
+                        f"endpoint {title}: addresses",
                         address,
                         f"{taken[address]} has it too; remove one of them",
                     )
-                taken[address] = endpoint.title
+                taken[address] = title
                 place = self.places.of(address)
                 ports = ports_at.get(address, ())
                 yield _Side(
@@ -190,9 +200,12 @@ class _Compilation:
     def _set(self, selected: Selected, direction: Direction, place: int, ports: tuple[NamedPort, ...]) -> int:
         if not selected:
             return 0
-        traits = self._traits_of(selected, direction)
-        key_of_own = (id(selected), direction, own_of(traits, self.places, place, ports))
-        known = self._sets.get(key_of_own)
+        asked = self._sets.get(id(selected))
+        if asked is None:
+            each = (self.traits[id(policy), direction] for _, policies in selected for policy in policies)
+            asked = self._sets[id(selected)] = (Traits.of_all(each), {})
+        own = own_of(asked[0], self.places, place, ports)
+        known = asked[1].get(own)
         if known is not None:
             return known
         key: SetKey = tuple(
@@ -203,7 +216,7 @@ class _Compilation:
             )
             for tier, policies in selected
         )
-        number = self._sets[key_of_own] = self.memory.sets.of(self._by_source(key))
+        number = asked[1][own] = self.memory.sets.of(self._by_source(key))
         return number
 
     def _by_source(self, key: SetKey) -> SetKey | SplitKey:
@@ -241,15 +254,6 @@ class _Compilation:
             self._sourced.add(number)
         return number
 
-    def _traits_of(self, selected: Selected, direction: Direction) -> Traits:
-        """What all of these policies ask about the own address."""
-        known = self._together.get((id(selected), direction))
-        if known is None:
-            known = self._together[id(selected), direction] = Traits.of_all(
-                self.traits[id(policy), direction] for _, policies in selected for policy in policies
-            )
-        return known
-
     def _list(self, policy: Policy, direction: Direction, place: int, ports: tuple[NamedPort, ...]) -> int:
         traits = self.traits[id(policy), direction]
         asker = (id(policy), direction, own_of(traits, self.places, place, ports))
@@ -260,7 +264,11 @@ class _Compilation:
         if found is None:
             found = self.resolver.resolve(policy, direction, traits, asker[2])
         else:
-            self.resolver.again(found, policy, direction)
+            # An earlier snapshot's is this one's too: its numbers are kept.
+            for index in found.indexes:
+                self.names.again(policy, direction, index)
+            for term in found.terms:
+                self.memory.terms.of(term)
         if found.lasting:
             self.memory.resolutions[asker] = found
         known = self._resolved[asker] = self._numbered(found.rules)

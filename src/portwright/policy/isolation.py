@@ -88,6 +88,8 @@ def _key(home: Home) -> str:
 
 
 def _asked(endpoint: Endpoint) -> Iterator[_Asked]:
+    if _PORT not in endpoint.labels:
+        return
     for key, own in endpoint.labels.items():
         if key.startswith(_PREFIX) and key != _PORT:
             yield _Asked(key, own, endpoint.namespace if key.startswith(_TENANT) else "")

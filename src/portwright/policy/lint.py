@@ -26,8 +26,7 @@ def lint(entries: Sequence[Entry], snapshot: Snapshot) -> tuple[Lint, ...]:
     on_host = Population([end for end in snapshot.endpoints if end.host_network])
     found: list[Lint] = []
     for entry in entries:
-        if entry.document.api_version == KUBERNETES:
-            found += written(entry)
+        found += entry.once(_form)
         found += nobody(entry, world, on_host)
         found += named_ports(entry, world)
     found += dns(entries, world)
@@ -35,3 +34,7 @@ def lint(entries: Sequence[Entry], snapshot: Snapshot) -> tuple[Lint, ...]:
     found += excepts(entries, world)
     found += equal_priorities(entries, world)
     return tuple(sorted(set(found), key=lambda one: (one.where.file, one.where.line, one.code, one.text)))
+
+
+def _form(entry: Entry) -> tuple[Lint, ...]:
+    return tuple(written(entry)) if entry.document.api_version == KUBERNETES else ()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from portwright.policy.classes import LabelIndex, Places
 from portwright.policy.names import RuleKey
 from portwright.policy.numbers import Numbers
 from portwright.policy.resolve import Own, Resolution, Resolved, Term, Traits
 from portwright.policy.rules import Direction, PolicySet
 from portwright.policy.sets import RuleList
-from portwright.policy.tables import FIRST_RULE, SetTable
+from portwright.policy.tables import FIRST_RULE, RuleInfo, SetTable
 
 #: Per tier: its default's rule number, whether it denies, and the numbers of its policies' resolved rules.
 SetKey: TypeAlias = tuple[tuple[int, bool, tuple[int, ...]], ...]
@@ -50,7 +51,12 @@ class Memory:
         self.sets: Numbers[SetKey | SplitKey] = Numbers(
             1, old.sets if old else None, dense=True, keep=keep_sets
         )
+        #: By rule's number.
+        self.infos: dict[int, RuleInfo] = {}
         self.built: dict[SetKey, Built] = {}
+        #: Of the world that it was compiled for: whoever is still there has not to be found anew.
+        self.labels: LabelIndex
+        self.places: Places
         #: The policies, what they ask, and what they are to the addresses that they select, by identity: a
         #: policy that is still there has kept its own.
         self.policies = policies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from portwright.policy.numbers import Numbers
@@ -15,15 +16,24 @@ RuleKey: TypeAlias = tuple[str, str, str, Direction, int, OnChange]
 class RuleNames:
     """Numbers rules and tiers' defaults; ``infos``: what each number that was asked for means."""
 
-    def __init__(self, numbers: Numbers[RuleKey]) -> None:
+    def __init__(self, numbers: Numbers[RuleKey], before: Mapping[int, RuleInfo]) -> None:
         self._numbers = numbers
+        self._before = before
         self.infos: dict[int, RuleInfo] = dict(BUILT_IN_RULES)
+
+    def again(self, policy: Policy, direction: Direction, index: int) -> None:
+        """As of_rule, of a policy that is the same object as when what was ``before`` was found."""
+        number = self._number(policy, direction, index)
+        self.infos[number] = self._before[number]
+
+    def _number(self, policy: Policy, direction: Direction, index: int) -> int:
+        return self._numbers.of(
+            (policy.kind, policy.namespace, policy.name, direction, index, policy.on_change)
+        )
 
     def of_rule(self, policy: Policy, direction: Direction, index: int) -> int:
         """The number of the rule at ``index`` of a policy's rules of that direction."""
-        number = self._numbers.of(
-            (policy.kind, policy.namespace, policy.name, direction, index, policy.on_change)
-        )
+        number = self._number(policy, direction, index)
         if number not in self.infos:
             rule = (policy.rules(direction) or ())[index]
             self.infos[number] = RuleInfo(

@@ -67,18 +67,18 @@ class Population:
             case Everything():
                 return self.all
             case Has(key):
-                return _union(self._values.get(key, {}).values())
+                return union(self._values.get(key, {}).values())
             case In(key, values):
                 known = self._values.get(key, {})
-                return _union(known[value] for value in values if value in known)
+                return union(known[value] for value in values if value in known)
             case Contains(key, text):
-                return _union(bits for value, bits in self._values.get(key, {}).items() if text in value)
+                return union(bits for value, bits in self._values.get(key, {}).items() if text in value)
             case StartsWith(key, text):
                 known = self._values.get(key, {})
-                return _union(bits for value, bits in known.items() if value.startswith(text))
+                return union(bits for value, bits in known.items() if value.startswith(text))
             case EndsWith(key, text):
                 known = self._values.get(key, {})
-                return _union(bits for value, bits in known.items() if value.endswith(text))
+                return union(bits for value, bits in known.items() if value.endswith(text))
             case Not(term):
                 return self.all & ~self.of(term)
             case And(terms):
@@ -87,11 +87,11 @@ class Population:
                     bits &= self.of(term)
                 return bits
             case Or(terms):
-                return _union(self.of(term) for term in terms)
+                return union(self.of(term) for term in terms)
 
     def any_of(self, exprs: Iterable[Expr | None]) -> int:
         """The set of which one of them is true; None is true of all."""
-        return _union(self.all if expr is None else self.of(expr) for expr in exprs)
+        return union(self.all if expr is None else self.of(expr) for expr in exprs)
 
     def at(self, bits: int) -> Iterator[Endpoint]:
         """The endpoints of a set, in order."""
@@ -123,7 +123,8 @@ class Population:
         return "Each label is somebody's, but nobody has all of them: mend the selector or label the pods."
 
 
-def _union(sets: Iterable[int]) -> int:
+def union(sets: Iterable[int]) -> int:
+    """Who is in any of the sets."""
     bits = 0
     for part in sets:
         bits |= part

@@ -98,10 +98,17 @@ def traits_of(policy: Policy, direction: Direction) -> Traits:
     return Traits(versions, tuple(local), tuple(names), others_ports)
 
 
+#: Of policies that ask for the IP version alone, or for nothing (0): most of them.
+_PLAIN = {version: Own(version, (), ()) for version in (0, 4, 6)}
+
+
 def own_of(traits: Traits, places: Places, place: int, ports: tuple[NamedPort, ...]) -> Own:
     """What ``traits`` ask of the address at ``place``, whose endpoints have these named ports."""
+    version = places.version(place) if traits.versions else 0
+    if not traits.locals and not traits.names:
+        return _PLAIN[version]
     return Own(
-        places.version(place) if traits.versions else 0,
+        version,
         tuple(contains(places.extent(peer), place) for peer in traits.locals),
         tuple(sorted({p for p in ports if p.name in traits.names}, key=_port_key)) if traits.names else (),
     )
@@ -148,13 +155,6 @@ class Resolver:
                 out.append(Resolved(self._rule_number(policy, direction, index), rule.action, *matches))
                 indexes.append(index)
         return Resolution(tuple(out), tuple(indexes), tuple(self._terms), not traits.others_ports)
-
-    def again(self, found: Resolution, policy: Policy, direction: Direction) -> None:
-        """Has the numbers of an earlier snapshot's resolution kept, which is this one's too."""
-        for index in found.indexes:
-            self._rule_number(policy, direction, index)
-        for term in found.terms:
-            self._term_number(term)
 
     def _matches(self, rule: Rule, direction: Direction, own: Own) -> _Matches | None:
         found = self._services(rule.traffic, direction, own)

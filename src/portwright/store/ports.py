@@ -26,6 +26,13 @@ _encoder = msgspec.json.Encoder()
 class PortTable(NetworkTable):
     """Ports by ``port_id``, by owner and by what a person types."""
 
+    _ports_version = 0
+
+    @property
+    def ports_version(self) -> int:
+        """The same as long as no port is another than before, and none is new or gone."""
+        return self._ports_version
+
     def put_port(self, port: Port) -> None:
         """Insert the port, or replace the record of the same ``port_id``.
 
@@ -44,6 +51,7 @@ class PortTable(NetworkTable):
             _encoder.encode(port),
         )
         with self._write():
+            self._ports_change()
             try:
                 self._run(_PUT, values, may_refuse=True)
             except sqlite3.IntegrityError as error:
@@ -109,12 +117,21 @@ class PortTable(NetworkTable):
     def delete_port(self, port_id: str) -> None:
         """Delete the record. Raises NotFound, and Conflict while it holds addresses (see ``release``)."""
         with self._write():
+            self._ports_change()
             held = self._rows("SELECT address FROM addresses WHERE port_id = ?", (port_id,))
             if held:
                 why = f"still holds {', '.join(row[0] for row in held)}; release its addresses first"
                 raise Conflict("port", port_id, why)
             if self._run("DELETE FROM ports WHERE port_id = ?", (port_id,)).rowcount == 0:
                 raise NotFound("port", port_id)
+
+    def _ports_change(self) -> None:
+        """They do now, and do again if this is rolled back."""
+        self._ports_version += 1
+        self._on_rollback(self._ports_changed)
+
+    def _ports_changed(self) -> None:
+        self._ports_version += 1
 
     def _decode(self, row: Row) -> Port:
         try:

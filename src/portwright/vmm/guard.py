@@ -10,6 +10,7 @@ from pathlib import Path
 
 from portwright.jail import guard
 from portwright.jail.ports import delete_ports
+from portwright.kernel import news
 from portwright.vmm import control
 from portwright.vmm.firecracker import home
 
@@ -28,4 +29,5 @@ class Guard(guard.Guard):
 def _clean(socket: Path, cookie: int, name: str) -> None:
     control.sweep(socket.parent, name)
     home.sweep(control.folder(socket.parent), name, cookie)
+    news.sweep(socket.parent, cookie)
     delete_ports(socket, cookie)

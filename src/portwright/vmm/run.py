@@ -8,16 +8,15 @@ import os
 import signal
 import socket
 import sys
-import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from portwright.api.aio import AsyncClient
 from portwright.api.client import Client
-from portwright.kernel import netns, private
+from portwright.kernel import netns, news, private
+from portwright.kernel.signals import terminable, terminal_kept
 from portwright.model.errors import InvalidInput
 from portwright.model.port import Limits, Port
 from portwright.vmm import accel, control, matrix
@@ -83,7 +82,7 @@ def run(
         namespace = private.new_netns()
         stack.callback(os.close, namespace)
         cookie = netns.cookie(namespace)
-        stack.enter_context(_terminable())
+        stack.enter_context(terminable(signal.SIGTERM, signal.SIGHUP))  # outside of the event loop too
         stack.enter_context(Guard(client.socket, cookie, spec.name))
         listener = stack.enter_context(control.claimed(client.socket.parent, spec.name))
         # Others find it by this path as long as we live.
@@ -106,6 +105,7 @@ def run(
         whole = replace(spec, append=words, nics=tuple(map(sandbox.nic, ports)))
         if firecracker:
             api = stack.enter_context(home.made(control.folder(client.socket.parent), spec.name, cookie))
+            word = stack.enter_context(news.heard(client.socket.parent, cookie))
             return _firecracker(
                 whole,
                 sandbox,
@@ -113,6 +113,8 @@ def run(
                 console,
                 program=program,
                 api=api,
+                daemon=client.socket,
+                word=word,
                 listener=listener,
                 patience=patience,
                 started=started,
@@ -204,11 +206,14 @@ def _firecracker(
     *,
     program: str,
     api: Path,
+    daemon: Path,
+    word: socket.socket,
     listener: socket.socket,
     patience: float,
     started: Callable[[Started], None],
 ) -> End:
-    """As :func:`boot`, by a Firecracker whose API socket is at ``api``."""
+    """As :func:`boot`, by a Firecracker whose API socket is at ``api``; ``word``: of the ports' news."""
+    from portwright.vmm.firecracker.follow import LimitsFollower, asking  # noqa: PLC0415 - of the extra
     from portwright.vmm.firecracker.guest import FirecrackerGuest  # noqa: PLC0415 - of the extra, as above
     from portwright.vmm.fixed import FixedService  # noqa: PLC0415 - the same
 
@@ -222,7 +227,8 @@ def _firecracker(
     @contextlib.asynccontextmanager
     async def served(guest: FirecrackerGuest) -> AsyncIterator[None]:
         service = FixedService(guest, sandbox, ports)
-        async with service.serving(listener):
+        follower = LimitsFollower(guest, ports, asking(daemon, CALL_WITHIN))
+        async with service.serving(listener), follower.following(word):
             started(service.facts())
             yield
 
@@ -267,31 +273,13 @@ async def _first(*ways: Coroutine[object, object, object]) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Outside of the event loop too, SIGTERM and SIGHUP end the work in order, as ^C does."""
-
-    def ended(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _terminal_kept(console: Console) -> Iterator[None]:
     """Give the terminal its modes back: QEMU does, unless it is killed."""
     if not console.terminal:
         yield
         return
-    modes = termios.tcgetattr(console.stdin)
-    try:
+    with terminal_kept(console.stdin):
         yield
-    finally:
-        termios.tcsetattr(console.stdin, termios.TCSADRAIN, modes)
 
 
 def absolute(path: Path | None) -> str:

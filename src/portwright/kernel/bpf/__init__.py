@@ -20,7 +20,7 @@ from portwright.kernel.bpf.enums import (
 )
 from portwright.kernel.bpf.features import Feature
 from portwright.kernel.bpf.loader import Collection
-from portwright.kernel.bpf.maps import Map, possible_cpus
+from portwright.kernel.bpf.maps import Map, Packed, possible_cpus
 from portwright.kernel.bpf.objects import Direction, Link, LinkInfo, Program, TestRun, prog_query_tcx
 from portwright.kernel.bpf.ringbuf import RingBuffer
 from portwright.kernel.bpf.spec import CollectionSpec, MapSpec, ProgramSpec, Variable
@@ -42,6 +42,7 @@ __all__ = [
     "Map",
     "MapSpec",
     "MapType",
+    "Packed",
     "Program",
     "ProgramSpec",
     "ProgramType",

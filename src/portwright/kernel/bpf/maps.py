@@ -11,7 +11,7 @@ import ctypes
 import errno
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NoReturn, Self
+from typing import Final, NamedTuple, NoReturn, Self
 
 from portwright.kernel.bpf import _libbpf
 from portwright.kernel.bpf._fd import OwnedFd, failed, object_info
@@ -46,6 +46,28 @@ def possible_cpus() -> int:
     if count < 0:
         failed(count, "count the possible CPUs")
     return count
+
+
+class Packed(NamedTuple):
+    """Entries as the kernel takes them: the keys one after the other, and so the values."""
+
+    keys: bytes
+    values: bytes
+    number: int
+
+    @classmethod
+    def of(cls, entries: Iterable[tuple[bytes, bytes]]) -> Self:
+        """These entries, whose keys are of one length, and whose values are."""
+        pairs = list(entries)
+        return cls(b"".join([key for key, _ in pairs]), b"".join([value for _, value in pairs]), len(pairs))
+
+    def pairs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Each entry."""
+        return zip(*(self._cut(block) for block in (self.keys, self.values)), strict=True)
+
+    def _cut(self, block: bytes) -> list[bytes]:
+        size = len(block) // (self.number or 1)
+        return [block[at : at + size] for at in range(0, len(block), size or 1)]
 
 
 class Map(OwnedFd):
@@ -167,18 +189,25 @@ class Map(OwnedFd):
         for key, value in pairs:
             if len(key) != self.key_size or self.percpu or len(value) != self.value_size:
                 self._misuse(key, value)
-        if not pairs:
+        self.update_packed(Packed.of(pairs))
+
+    def update_packed(self, entries: Packed) -> None:
+        """The same of entries that are packed already. ValueError where their sizes are not the map's."""
+        wanted = (entries.number * self.key_size, entries.number * self.value_size)
+        if self.percpu or (len(entries.keys), len(entries.values)) != wanted:
+            raise ValueError(f"{self!r}: {entries.number} entries of other sizes, or the map is per CPU")
+        if not entries.number:
             return
-        count = ctypes.c_uint32(len(pairs))
-        keys = b"".join([key for key, _ in pairs])
-        values = b"".join([value for _, value in pairs])
+        count = ctypes.c_uint32(entries.number)
         opts = BatchOpts(sz=ctypes.sizeof(BatchOpts))
-        ret = _libbpf.bpf_map_update_batch(self._fd, keys, values, ctypes.byref(count), ctypes.byref(opts))
+        ret = _libbpf.bpf_map_update_batch(
+            self._fd, entries.keys, entries.values, ctypes.byref(count), ctypes.byref(opts)
+        )
         if ret in _NO_BATCH:
-            for key, value in pairs:
+            for key, value in entries.pairs():
                 self.update(key, value)
         elif ret < 0:
-            self._failed(ret, f"update {self!r}", f"{count.value} of {len(pairs)} entries were set")
+            self._failed(ret, f"update {self!r}", f"{count.value} of {entries.number} entries were set")
 
     def delete_batch(self, keys: Iterable[bytes]) -> None:
         """Remove all ``keys``; those that are absent are no error. Not atomic."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ KUBERNETES: Final = "networking.k8s.io/v1"
 #: Where Kubernetes' rules list their peers.
 SIDES: Final = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 PROTOCOL_NAMES: Final = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
+
+Found = TypeVar("Found")
 
 
 class Lint(msgspec.Struct, frozen=True):
@@ -30,11 +32,18 @@ class Lint(msgspec.Struct, frozen=True):
         return f"{self.where}: {self.title}: {self.text}. {self.fix} [{self.code}]"
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """A policy and the document that it came from."""
+class Entry(msgspec.Struct, frozen=True, dict=True):
+    """A policy and the document that it came from: the same one as long as both are the same."""
 
     document: Document
     policy: Policy
+
+    def once(self, find: Callable[[Entry], Found]) -> Found:
+        """What ``find`` says of this entry, which must be of nothing else; it is asked once."""
+        known: dict[Callable[[Entry], Found], Found] = self.__dict__.setdefault("known", {})
+        if find not in known:
+            known[find] = find(self)
+        return known[find]
 
     def lint(self, path: Path, code: str, text: str, fix: str) -> Lint:
         """A finding about the field at ``path``."""

@@ -10,10 +10,11 @@ import ipaddress
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from portwright.policy.labels import Expr, Has, In
-from portwright.policy.population import Population, terms_of
+from portwright.policy.population import Population, terms_of, union
 from portwright.policy.rules import Peer, Rule, Traffic
 
 #: Of a rule for more ports than this, none is looked up: it may meet any.
@@ -21,6 +22,12 @@ _PORTS: Final = 64
 
 #: A protocol and a port.
 _Service: TypeAlias = tuple[int, int]
+
+
+@lru_cache(1 << 15)
+def network(text: str) -> Any:
+    """A net that is asked for with every change of the policies that name it; either version's."""
+    return ipaddress.ip_network(text)
 
 
 def places(bits: int) -> Iterator[int]:
@@ -63,11 +70,11 @@ class Subjects:
 
     def _meeting(self, subject: Expr) -> int:
         if self._world.workloads:
-            return _union(self._of_pod.get(pod, 0) for pod in places(self._world.of(subject)))
+            return union(self._of_pod.get(pod, 0) for pod in places(self._world.of(subject)))
         bits = self._all
         for key, values in _values(subject).items():
             # A label has one value: who asks for another selects others. Who doesn't ask may select these.
-            bits &= ~self._keyed.get(key, 0) | _union(self._valued.get((key, value), 0) for value in values)
+            bits &= ~self._keyed.get(key, 0) | union(self._valued.get((key, value), 0) for value in values)
         return bits
 
 
@@ -129,7 +136,7 @@ class Services:
         services = _services(rule)
         if services is None:
             return self._any | self._alone
-        return self._any | _union(self._of.get(service, 0) for service in services)
+        return self._any | union(self._of.get(service, 0) for service in services)
 
 
 class Blocks:
@@ -143,7 +150,7 @@ class Blocks:
             if peer.nets is None:
                 self._any |= 1 << place
             for text in peer.nets or ():
-                net: Any = ipaddress.ip_network(text)
+                net = network(text)
                 first = int(net.network_address)
                 self._exact[net.version, net.prefixlen, first] |= 1 << place
                 firsts[net.version].append((first, place))
@@ -151,7 +158,7 @@ class Blocks:
 
     def overlapping(self, text: str) -> int:
         """Those that have an address of this net, if they leave none out."""
-        net: Any = ipaddress.ip_network(text)
+        net = network(text)
         first, last = int(net.network_address), int(net.broadcast_address)
         bits = self._any
         for length in range(net.prefixlen + 1):
@@ -183,10 +190,3 @@ def _services(rule: Rule) -> set[_Service] | None:
                 return None
             found.update((part.protocol, port) for port in range(ports.first, ports.last + 1))
     return found
-
-
-def _union(sets: Iterable[int]) -> int:
-    bits = 0
-    for part in sets:
-        bits |= part
-    return bits

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from portwright.policy.lints.entry import PROTOCOL_NAMES, SIDES, Entry, Lint, field_of, rules_of
 from portwright.policy.manifests.documents import Document, Path
 from portwright.policy.population import Population, describe
-from portwright.policy.rules import Direction, Peer, StagedAction
+from portwright.policy.rules import Direction, Peer, Rule, StagedAction
 
 
 def nobody(entry: Entry, world: Population, on_host: Population) -> Iterator[Lint]:
@@ -47,17 +47,14 @@ def _no_subject(entry: Entry, world: Population, on_host: Population) -> Lint:
 
 def named_ports(entry: Entry, world: Population) -> Iterator[Lint]:
     """Names that no destination has under the rule's protocol."""
-    for direction, index, rule in rules_of(entry.policy):
-        names = {name for part in rule.traffic or () for name in part.names}
-        if not names:
-            continue
+    for direction, index, rule, names in entry.once(_naming):
         if direction is Direction.INGRESS:
             targets = world.of(entry.policy.subject)
         else:
             peers = rule.peers if rule.peers is not None else (Peer(),)
             targets = world.any_of(peer.selector for peer in peers if peer.nets is None)
         ports = [port for end in world.at(targets) for port in end.named_ports]
-        for name in sorted(names):
+        for name in names:
             asked = {part.protocol for part in rule.traffic or () if name in part.names}
             if not targets or any(port.name == name and port.protocol in asked for port in ports):
                 continue
@@ -76,6 +73,15 @@ def named_ports(entry: Entry, world: Population) -> Iterator[Lint]:
                 f"({'/'.join(sorted(PROTOCOL_NAMES.get(number or 0, 'any') for number in asked))})",
                 fix,
             )
+
+
+def _naming(entry: Entry) -> list[tuple[Direction, int, Rule, list[str]]]:
+    """The rules for ports by name, each with the names."""
+    found = [
+        (*each, sorted({name for part in each[2].traffic or () for name in part.names}))
+        for each in rules_of(entry.policy)
+    ]
+    return [each for each in found if each[3]]
 
 
 def _subject(document: Document) -> Path:

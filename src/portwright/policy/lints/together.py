@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 from portwright.policy.labels import Expr
 from portwright.policy.lints.entry import KUBERNETES, PROTOCOL_NAMES, SIDES, Entry, Lint, field_of, rules_of
-from portwright.policy.lints.index import Blocks, Covering, Services, Subjects, places
+from portwright.policy.lints.index import Blocks, Covering, Services, Subjects, network, places
 from portwright.policy.population import Population, covers, describe, may_overlap
 from portwright.policy.rules import (
     ADMIN,
@@ -57,23 +55,33 @@ class _Served:
 
     def __init__(self, entries: Sequence[Entry], protocol: int, world: Population) -> None:
         self.world = world
-        self.subjects = {
-            entry.policy.subject
-            for entry in entries
-            if not entry.policy.staged
-            and any(_allows_dns(rule, protocol) for rule in entry.policy.egress or ())
-        }
+        self.subjects = {entry.policy.subject for entry in entries if protocol in entry.once(_asks_by)}
         self.selected = world.any_of(self.subjects)
         self.covering = Covering(self.subjects)
+        self._known: dict[Expr, bool] = {}
 
     def includes(self, subject: Expr) -> bool:
         """Whether all of these may; where there are none of them now, whether all that come will."""
+        known = self._known.get(subject)
+        if known is None:
+            known = self._known[subject] = self._includes(subject)
+        return known
+
+    def _includes(self, subject: Expr) -> bool:
         selected = self.world.of(subject)
         if selected:
             return not selected & ~self.selected
         return subject in self.subjects or any(
             covers(wide, subject) for wide in self.covering.candidates(subject)
         )
+
+
+def _asks_by(entry: Entry) -> frozenset[int]:
+    """The protocols by which those whom the policy selects may ask a name server."""
+    rules = () if entry.policy.staged else entry.policy.egress or ()
+    return frozenset(
+        protocol for protocol in (UDP, TCP) if any(_allows_dns(rule, protocol) for rule in rules)
+    )
 
 
 def _allows_dns(rule: Rule, protocol: int) -> bool:
@@ -94,6 +102,9 @@ def _allows_dns(rule: Rule, protocol: int) -> bool:
 
 def whose_names(entries: Sequence[Entry], world: Population) -> Iterator[Lint]:
     """Domain names for pods that may ask any name server, so one of their own, what they stand for."""
+    named = [entry for entry in entries if entry.once(_domains)]
+    if not named:
+        return
     asking = {
         entry.policy.subject: rule
         for entry in entries
@@ -103,11 +114,9 @@ def whose_names(entries: Sequence[Entry], world: Population) -> Iterator[Lint]:
     }
     subjects = list(asking)
     among = Subjects(subjects, world)
-    for entry in entries:
+    for entry in named:
         subject = entry.policy.subject
-        for rule in entry.policy.egress or ():
-            if not any(peer.domains for peer in rule.peers or ()):
-                continue
+        for rule in entry.once(_domains):
             near = (subjects[place] for place in places(among.meeting(subject)))
             opening = next((asking[other] for other in near if _may_share(subject, other, world)), None)
             if opening is not None:
@@ -120,11 +129,16 @@ def whose_names(entries: Sequence[Entry], world: Population) -> Iterator[Lint]:
                 )
 
 
+def _domains(entry: Entry) -> tuple[Rule, ...]:
+    """The rules that name domains."""
+    rules = entry.policy.egress or ()
+    return tuple(rule for rule in rules if any(peer.domains for peer in rule.peers or ()))
+
+
 def _anybody(rule: Rule) -> bool:
     """Whether the rule is for every address of a family."""
     return rule.peers is None or any(
-        peer == Peer() or any(ipaddress.ip_network(net).prefixlen == 0 for net in peer.nets or ())
-        for peer in rule.peers
+        peer == Peer() or any(network(net).prefixlen == 0 for net in peer.nets or ()) for peer in rule.peers
     )
 
 
@@ -209,13 +223,19 @@ class _Openings:
 def _openings(entries: Sequence[Entry], world: Population) -> list[_Opening]:
     """All peers of Kubernetes' policies that are not selectors."""
     return [
-        _Opening(entry, direction, index, rule, peer, world.of(entry.policy.subject))
+        _Opening(entry, *each, world.of(entry.policy.subject))
         for entry in entries
-        if entry.document.api_version == KUBERNETES
+        for each in entry.once(_open)
+    ]
+
+
+def _open(entry: Entry) -> tuple[tuple[Direction, int, Rule, Peer], ...]:
+    return tuple(
+        (direction, index, rule, peer)
         for direction, index, rule in rules_of(entry.policy)
         for peer in (rule.peers if rule.peers is not None else (Peer(),))
-        if peer.selector is None
-    ]
+        if entry.document.api_version == KUBERNETES and peer.selector is None
+    )
 
 
 def _same_packet(hole: _Opening, other: _Opening, world: Population) -> bool:
@@ -235,14 +255,12 @@ def _lets_in(peer: Peer, net: str) -> bool:
     """Whether some address of ``net`` is surely among the peer's."""
     if peer.nets is None:
         return True
-    hole = _net(net)
+    hole = network(net)
     return any(
-        _overlap(hole, _net(block)) and not any(_contains(_net(without), hole) for without in peer.not_nets)
+        _overlap(hole, network(block))
+        and not any(_contains(network(without), hole) for without in peer.not_nets)
         for block in peer.nets
     )
-
-
-_net = lru_cache(4096)(ipaddress.ip_network)
 
 
 def _overlap(left: Any, right: Any) -> bool:

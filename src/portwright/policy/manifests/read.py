@@ -13,7 +13,7 @@ import msgspec
 
 from portwright.model.errors import InvalidInput
 from portwright.policy.labels import NAMESPACE_NAME
-from portwright.policy.lint import Entry, Lint, lint
+from portwright.policy.lint import Lint, lint
 from portwright.policy.manifests import admin, calico, cluster, kubernetes
 from portwright.policy.manifests.convert import Context, Converted, Converter
 from portwright.policy.manifests.documents import Document, steps
@@ -82,7 +82,7 @@ def read(
         endpoints += part.endpoints
     tiers = _tiers(converted)
     snapshot = Snapshot(endpoints=tuple(sorted(endpoints, key=_endpoint_key)))
-    entries = [Entry(document, policy) for document, part in converted for policy in part.policies]
+    entries = [entry for document, part in converted for entry in shelf.entries(document, part)]
     return Manifests(
         policy_set=PolicySet(tiers=tiers, policies=_sorted(converted, tiers)),
         snapshot=snapshot,

@@ -6,10 +6,11 @@ Nothing is kept that depends on another file: the documents of a text, and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
+from portwright.policy.lints.entry import Entry
 from portwright.policy.manifests.convert import Context, Converted
 from portwright.policy.manifests.documents import Document, parse
 
@@ -19,12 +20,21 @@ MAX_WEIGHT: Final = 64 << 20
 VALUE_WEIGHT: Final = 256
 
 
+class _Kept(NamedTuple):
+    """What a document became, with the document, which so keeps its id."""
+
+    document: Document
+    context: Context
+    found: Converted
+    entries: tuple[Entry, ...]
+
+
 class _File(msgspec.Struct):
     text: str
     documents: list[Document]
     weight: int
-    #: by the document's id; with the document, which so keeps its id
-    converted: dict[int, tuple[Document, Context, Converted]] = {}
+    #: by the document's id
+    converted: dict[int, _Kept] = {}
 
 
 class Shelf:
@@ -60,14 +70,24 @@ class Shelf:
         if file is None:
             return convert()
         known = file.converted.get(id(document))
-        if known is not None and known[0] is document and known[1] == context:
-            return known[2]
+        if known is not None and known.document is document and known.context == context:
+            return known.found
         found = convert()
-        file.converted[id(document)] = (document, context, found)
+        file.converted[id(document)] = _Kept(document, context, found, _entries(document, found))
         return found
+
+    def entries(self, document: Document, found: Converted) -> tuple[Entry, ...]:
+        """The policies that a document became, for lints: the same each time, if what it became is kept."""
+        file = self._files.get(document.file)
+        known = file.converted.get(id(document)) if file is not None else None
+        return known.entries if known is not None and known.found is found else _entries(document, found)
 
     def _drop(self, name: str) -> None:
         self.weight -= self._files.pop(name).weight
+
+
+def _entries(document: Document, found: Converted) -> tuple[Entry, ...]:
+    return tuple(Entry(document, policy) for policy in found.policies)
 
 
 def _weight(text: str, documents: list[Document]) -> int:
