@@ -90,19 +90,19 @@ class Guest:
             said = self._console.read_text()[-2000:]
             raise RuntimeError(f"{self.facts['name']} does not serve; its console's end: {said}") from error
 
-    def joined_by_hand(self, commands: Callable[[str, str], list[str]]) -> None:
-        """Take our join away; ``commands`` make another of the device's name and the tap's."""
+    def joined_by_hand(self, commands: Callable[[str, str, str], list[str]]) -> None:
+        """Take our join away; ``commands`` make another of device, tap and the guest's MAC."""
         nic = self.facts["nics"][0]
         device, tap = nic["ifname"], nic["tap"]
         for command in (
             f"tc qdisc del dev {device} clsact",
             f"tc qdisc del dev {tap} clsact",
-            *commands(device, tap),
+            *commands(device, tap, nic["mac"]),
         ):
             subprocess.run([*self.inside, *command.split()], check=True)
 
 
-def _mirred(device: str, tap: str) -> list[str]:
+def _mirred(device: str, tap: str, _mac: str) -> list[str]:
     match = "protocol all u32 match u32 0 0 action mirred egress redirect dev"
     return [
         *(f"tc qdisc add dev {one} ingress" for one in (device, tap)),
@@ -110,15 +110,15 @@ def _mirred(device: str, tap: str) -> list[str]:
     ]
 
 
-def _bridge(device: str, tap: str) -> list[str]:
-    # A bridge keeps what is for its ports' own MACs: the device can't have the guest's, as on tcfilter.
-    other = f"ip link set {device} address 02:00:00:00:00:09"
-    made = [
-        "ip link add br0 type bridge mcast_snooping 0",
+def _bridge(device: str, tap: str, mac: str) -> list[str]:
+    # A bridge keeps what is for a MAC of its own or its ports', and the guest's is on all ends here.
+    return [
+        "ip link add br0 address 02:00:00:00:00:09 type bridge mcast_snooping 0",
         "ip link set br0 addrgenmode none",
         "ip link set br0 up",
+        *(f"ip link set {one} master br0" for one in (device, tap)),
+        f"bridge fdb del {mac} dev {device} master",  # one entry, of the first that has it
     ]
-    return [other, *made, *(f"ip link set {one} master br0" for one in (device, tap))]
 
 
 def guests(rounds: int, seconds: float) -> Part:
