@@ -32,7 +32,7 @@ pytestmark = pytest.mark.netns
 
 Figures = Callable[..., None]
 PACKAGE = Path(portwright.__file__).parent
-ECHO = re.compile(r"pkt->icmp_type != 8\b")
+ECHO = re.compile(r"asked = v4 \? 8 : 128\b")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def other_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.o"))
     dataplane = package / "dataplane"
     source = dataplane / "answer.h"
-    changed, count = ECHO.subn("pkt->icmp_type != 250", source.read_text())
+    changed, count = ECHO.subn("asked = v4 ? 250 : 128", source.read_text())
     assert count == 1, "the line that this test changes is not there any more"
     source.write_text(changed)
     include = f"/usr/include/{platform.machine()}-linux-gnu"
