@@ -220,20 +220,20 @@ class Wires:
         never become whole, and those of one attempt would spoil the datagrams of the next.
         Asserts that each port was counted what arrived at it, unless there are super-packets.
         """
+        plain = all(header == PLAIN for _, header, _ in batch)
         for _ in range(_ATTEMPTS):
             self._attempts += 1
-            seen, noisy = self._once([(n, h, stamped(f, self._attempts)) for n, h, f in batch])
+            seen, noisy = self._once([(n, h, stamped(f, self._attempts)) for n, h, f in batch], plain)
             counted = {name: row[2:] for name, row in seen.totals.items()}
             arrived = {
                 n: (len(a), sum(len(f) for _, f in a)) for n, a in seen.arrived.items() if n in counted
             }
-            plain = all(header == PLAIN for _, header, _ in batch)
             if not noisy and (counted == arrived or not plain):
                 return seen
             self.forget_connections()
         raise AssertionError(f"counted {counted}, arrived {arrived}, noise {noisy}")
 
-    def _once(self, batch: list[tuple[str, bytes, bytes]]) -> tuple[Seen, bool]:
+    def _once(self, batch: list[tuple[str, bytes, bytes]], plain: bool) -> tuple[Seen, bool]:
         """One attempt, and whether the host's kernel spoke."""
         noisy = any(map(is_noise, (f for a in self.settle().values() for _, f in a)))
         before, dropped = self.counters(), self.drops()
@@ -242,7 +242,7 @@ class Wires:
         after = self.counters()
         # What was counted between the last mark and that look comes before the next mark. Of plain frames
         # ``run`` would see it: it compares.
-        late = {} if all(header == PLAIN for _, header, _ in batch) else self.settle()
+        late = {} if plain else self.settle()
         noisy |= any(map(is_noise, (f for seen in (came, late) for a in seen.values() for _, f in a)))
         arrived = {name: [(_kept(h), _normal(f)) for h, f in items] for name, items in came.items()}
         mark = 14 + 20 + len(_MARK) + 4

@@ -6,10 +6,10 @@ from itertools import permutations
 
 import pytest
 
-from portwright.model.port import NetnsRef, Owner, Port, PortAddress, PortState
 from portwright.node.endpoints import identity, snapshot_of
 from portwright.policy.manifests.read import read
 from portwright.policy.rules import EndpointKind
+from tests.fix_ports import port
 
 NAMESPACE, NAME = "io.kubernetes.pod.namespace", "io.kubernetes.pod.name"
 NAMESPACES = """
@@ -39,28 +39,6 @@ kind: Pod
 metadata: {name: p, namespace: x, labels: {app: lent}}
 spec: {containers: [{ports: [{name: http, containerPort: 80}]}]}
 """
-
-
-def port(number: int, labels: dict[str, str], created: float = 0.0) -> Port:
-    """A port with an address of each family."""
-    here = NetnsRef(path="", cookie=1, boot_id="")
-    return Port(
-        port_id=f"{number:016x}",
-        network="n1",
-        net_id=1,
-        owner=Owner(kind="name", name=f"port-{number}"),
-        model="veth",
-        state=PortState.ATTACHED,
-        ifname="eth0",
-        rep_name=f"pw{number:08x}",
-        mac="02:00:00:00:00:01",
-        mtu=1500,
-        host=here,
-        sandbox=here,
-        addresses=tuple(PortAddress(address=f"{net}{number}", gateway="") for net in ("10.0.0.", "fd00::")),
-        labels=labels,
-        created=created,
-    )
 
 
 def test_reserved_keys_are_lost() -> None:

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from portwright.model.network import Network
-from portwright.model.port import NetnsRef, Owner, Port, PortAddress, PortState
+from portwright.model.port import Port, PortState
 from portwright.node.world import World
 from portwright.policy.manifests.read import Manifests, read
 from portwright.policy.rules import Endpoint
 from portwright.store import Store
+from tests import fix_ports
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 
@@ -26,30 +27,14 @@ def manifests(team: str = "a") -> Manifests:
 
 def port(number: int, **labels: str) -> Port:
     """A port of namespace x."""
-    here = NetnsRef(path="", cookie=1, boot_id="")
-    return Port(
-        port_id=f"{number:016x}",
-        network="n",
-        net_id=1,
-        owner=Owner(kind="name", name=f"port-{number}"),
-        model="veth",
-        state=PortState.ATTACHED,
-        ifname="eth0",
-        rep_name=f"pw{number:08x}",
-        mac="02:00:00:00:00:01",
-        mtu=1500,
-        host=here,
-        sandbox=here,
-        labels={NAMESPACE: "x", **labels},
-        addresses=tuple(PortAddress(address=f"{net}{number}", gateway="") for net in ("10.0.0.", "fd00::")),
-    )
+    return fix_ports.port(number, {NAMESPACE: "x", **labels})
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """A network and two ports."""
     with Store.open(tmp_path) as opened:
-        opened.add_network(Network(name="n", net_id=0))
+        opened.add_network(Network(name="n1", net_id=0))
         opened.put_port(port(1, app="a"))
         opened.put_port(port(2, app="b"))
         yield opened
@@ -86,7 +71,7 @@ def test_what_changes_is_seen(store: Store) -> None:
     assert apps(found(world)) == ["c", "d"]
     other = world.snapshot(manifests("z"), {}).endpoints
     assert other != found(world)
-    store.update_network(msgspec.structs.replace(store.get_network("n"), isolation="strict"))
+    store.update_network(msgspec.structs.replace(store.get_network("n1"), isolation="strict"))
     assert any(key.startswith("pw:") for key in found(world)[0].labels)
     store.put_port(msgspec.structs.replace(port(3), state=PortState.DELETING))
     assert apps(found(world)) == ["c"]

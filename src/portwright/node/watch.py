@@ -179,9 +179,8 @@ class Watch:
             self._changes.refresh(port)
         if link.mac != GATEWAY_MAC and port.adopted is None:
             self._changes.keep_gateway(switch, port)
-            self._alarm(
-                f"port {port.port_id}: {port.rep_name} was given MAC {link.mac}, the gateway's is back"
-            )
+            what = f"port {port.port_id}: {port.rep_name}"
+            self._core.alarm(f"{what} was given MAC {link.mac}, the gateway's is back")
         if link.mtu != port.mtu:
             self._follow_mtu(port, link.mtu)
 
