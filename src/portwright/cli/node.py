@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 import click
@@ -10,7 +11,6 @@ import click
 from portwright.cli.main import Settings
 from portwright.cli.options import client_of, dir_options, json_option, merged
 from portwright.cli.output import print_facts, print_json
-from portwright.kernel import process
 
 #: How long ``stop`` waits for the daemon's end, in seconds.
 _STOP_WITHIN = 30.0
@@ -93,7 +93,7 @@ def stop(settings: Settings, as_json: bool) -> int:
         try:
             client.node_stop()
             # The closed connection says that it has let go of its socket; its process's end, of all else.
-            gone = client.wait_closed(_STOP_WITHIN) and (handle < 0 or process.ended(handle, _STOP_WITHIN))
+            gone = client.wait_closed(_STOP_WITHIN) and _ended(handle)
         finally:
             if handle >= 0:
                 os.close(handle)
@@ -112,3 +112,12 @@ def _pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError:
         return -1
+
+
+def _ended(handle: int) -> bool:
+    """Wait for the process's end."""
+    if handle < 0:
+        return True
+    poller = select.poll()
+    poller.register(handle, select.POLLIN)
+    return bool(poller.poll(_STOP_WITHIN * 1000))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
-from portwright.kernel import process
 from portwright.model.errors import PortwrightError
 
 #: Seconds that a process may take to end once it ends.
@@ -80,7 +80,7 @@ class Guard:
             os.closerange(first + 1, second)
             os.closerange(second + 1, os.sysconf("SC_OPEN_MAX"))
             if not os.read(near, 1):
-                process.ended(us, _END_WITHIN)
+                select.select([us], [], [], _END_WITHIN)
             self._clean()
             status = 0
         finally:
