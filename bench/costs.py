@@ -269,7 +269,7 @@ class _Counted:
         if on:
             manifests = read([("costs.yaml", _MANIFESTS)])
             compiled = compile_policies(manifests.policy_set, manifests.snapshot)
-            generations.install(maps, generations.entries_of(compiled))
+            generations.install(maps, generations.Entries(compiled))
         elif generations.in_force(maps):
             generations.withdraw(maps)
 

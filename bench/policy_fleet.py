@@ -284,7 +284,7 @@ def _compiled(
         marks.append(time.perf_counter())
         compiled = compile_policies(found.policy_set, snapshot)
         marks.append(time.perf_counter())
-        generations.entries_of(compiled)
+        generations.Entries(compiled).complete()
         marks.append(time.perf_counter())
         steps = [marks[-1] - marks[0], *(after - before for before, after in itertools.pairwise(marks))]
         for samples, step in zip(stages.values(), steps, strict=True):

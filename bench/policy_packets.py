@@ -83,7 +83,7 @@ class _Loaded:
             files = [*policy_rules.manifests(rules), policy_rules.pods(_SERVER, _CLIENT)]
             manifests = read(files)
             compiled = compile_policies(manifests.policy_set, manifests.snapshot)
-            generations.install(self._rig.maps, generations.entries_of(compiled))
+            generations.install(self._rig.maps, generations.Entries(compiled))
             self._elsewhere = [
                 (str(ipaddress.ip_network(pair.source)[1]), pair.port)
                 for pairs in policy_rules.policies(rules)

@@ -83,7 +83,7 @@ def tables(maps: dict[str, Map], number: int) -> dict[str, dict[bytes, bytes]]:
 
 def assert_in_force(maps: dict[str, Map], compiled: Compiled, left: Remains) -> None:
     """Every entry is there, and no other but what the changes are known to have left."""
-    wanted = {name: dict(packed.pairs()) for name, packed in generations.entries_of(compiled).items()}
+    wanted = {name: dict(packed.pairs()) for name, packed in generations.Entries(compiled).complete().items()}
     there = tables(maps, generations.in_force(maps))
     assert there["pw_peers"] == wanted["pw_peers"]
     assert there["pw_bounds"] == wanted["pw_bounds"]
@@ -107,7 +107,7 @@ def test_a_row_of_changes_is_as_good_as_an_install(maps: dict[str, Map]) -> None
     rules = policies()
     pods = {n: (n % APPS, n % TEAMS) for n in range(1, 9)}
     compiled = compile_policies(rules, world(pods))
-    number = generations.install(maps, generations.entries_of(compiled))
+    number = generations.install(maps, generations.Entries(compiled))
     left, flushed, in_place = Remains(), 0, 0
     for step in range(200):
         one = dice.randrange(1, 30)
@@ -129,7 +129,7 @@ def test_a_row_of_changes_is_as_good_as_an_install(maps: dict[str, Map]) -> None
             number, in_place = amended, in_place + 1
         else:
             assert change.put_prefixes or change.delete_prefixes, step
-            number, left = generations.install(maps, generations.entries_of(new)), Remains()
+            number, left = generations.install(maps, generations.Entries(new)), Remains()
         compiled = new
         assert generations.in_force(maps) == number
         assert_in_force(maps, compiled, left)
@@ -141,7 +141,7 @@ def test_a_set_without_room_changes_nothing(maps: dict[str, Map]) -> None:
     """The array of sets is as large as it was made: the caller installs all anew."""
     rules = policies()
     one = compile_policies(rules, world({1: (0, 0)}))
-    number = generations.install(maps, generations.entries_of(one))
+    number = generations.install(maps, generations.Entries(one))
     before = tables(maps, number)
     change = diff(one, recompile(one, rules, world({1: (0, 0), 2: (1, 1)})))
     far = {10_000: next(iter(change.put_sets.values()))}
@@ -154,7 +154,7 @@ def test_cells_without_room_change_no_verdict(maps: dict[str, Map]) -> None:
     """The table of cells has room for a few times what it was made with, not for all that could come."""
     rules = policies()
     one = compile_policies(rules, world({1: (0, 0)}))
-    generations.install(maps, generations.entries_of(one))
+    generations.install(maps, generations.Entries(one))
     before = tables(maps, generations.in_force(maps))
     change = diff(one, recompile(one, rules, world({1: (0, 0), 2: (1, 1)})))
     verdict = next(iter(change.put_cells.values()))

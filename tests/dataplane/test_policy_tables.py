@@ -52,7 +52,7 @@ class Asked:
 
     def install(self, compiled: Compiled) -> int:
         """Put tables in force; their generation."""
-        return generations.install(self._rig.maps, generations.entries_of(compiled))
+        return generations.install(self._rig.maps, generations.Entries(compiled))
 
     def give_out(self, last: int) -> None:
         """Say that this number was the last to be given out."""

@@ -98,7 +98,7 @@ class Enforcement:
                     switch.maps, change, compiled.rules, remains=remains, faults=self._faults
                 )
             if number is None:
-                entries = entries or generations.entries_of(compiled)
+                entries = entries or generations.Entries(compiled)
                 number = generations.install(switch.maps, entries, self._faults)
             done[cookie] = number
         if change is None:

@@ -21,9 +21,10 @@ import errno
 import functools
 import struct
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
+from typing import Final, Self
 
 from portwright.dataplane import OBJECT, bounds, policy_values, values
 from portwright.dataplane.abi import PwPolicyConst
@@ -40,8 +41,6 @@ _SLOTS = int(PwPolicyConst.SLOTS)
 _U32 = struct.Struct("=I")
 #: Keys of pw_generation: the number in force, and the last one that was given out.
 _IN_FORCE, _LAST = _U32.pack(0), _U32.pack(1)
-#: The tables of a generation; the one that takes the longest to fill is begun with.
-_TABLES = ("pw_cells", "pw_peers", "pw_sets", "pw_bounds")
 #: Sets that an array has room for at least; and for half as many again as there are.
 _SPARE_SETS = 32
 #: Cells that a table has room for at least; and for twice as many as there are, or up to four times.
@@ -49,7 +48,6 @@ _LEAST_CELLS = 4096
 
 _NO_FAULTS = Faults()
 
-Entries = dict[str, Packed]
 Rules = Mapping[int, RuleInfo]
 
 
@@ -62,22 +60,36 @@ def _template(name: str) -> MapSpec:
     return inner
 
 
-def entries_of(compiled: Compiled) -> Entries:
-    """The exact entries of the four tables."""
-    words = _Words(compiled.rules)
-    sets = [_set(number, table, words) for number, table in compiled.sets.items()]
-    splits = [_split(number, table) for number, table in compiled.splits.items()]
-    return {
-        "pw_peers": Packed.of(_peer(address, entry) for address, entry in compiled.addresses.items()),
-        "pw_bounds": Packed.of(numbered(bounds.nodes(compiled.prefixes))),
-        "pw_sets": Packed.of([*sets, *splits]),
-        "pw_cells": _cells(compiled, words),
-    }
+class Entries(dict[str, Packed]):
+    """The exact entries of each of a generation's tables, found when they are first asked for."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        """Finds nothing yet."""
+        super().__init__()
+        self._of = compiled, _Words(compiled.rules)
+
+    def __missing__(self, name: str) -> Packed:
+        found = self[name] = _TABLES[name](*self._of)
+        return found
+
+    def complete(self) -> Self:
+        """With all of them found."""
+        for name in _TABLES:
+            self[name]
+        return self
 
 
 def numbered(nodes: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     """The entries of pw_bounds."""
     return [(_U32.pack(number), node) for number, node in enumerate(nodes)]
+
+
+def _bounds(compiled: Compiled, _words: _Words) -> Packed:
+    return Packed.of(numbered(bounds.nodes(compiled.prefixes)))
+
+
+def _peers(compiled: Compiled, _words: _Words) -> Packed:
+    return Packed.of(_peer(address, entry) for address, entry in compiled.addresses.items())
 
 
 def _peer(address: str, entry: AddressEntry) -> tuple[bytes, bytes]:
@@ -103,6 +115,11 @@ class _Words(dict[Verdict, int]):
             reset=on_change is OnChange.RESET,
         )
         return word
+
+
+def _sets(compiled: Compiled, words: _Words) -> Packed:
+    sets = [_set(number, table, words) for number, table in compiled.sets.items()]
+    return Packed.of([*sets, *(_split(number, table) for number, table in compiled.splits.items())])
 
 
 def _set(number: int, table: SetTable, words: _Words) -> tuple[bytes, bytes]:
@@ -140,6 +157,16 @@ def _cell(key: CellKey, verdict: Verdict, words: _Words) -> tuple[bytes, bytes]:
     return policy_values.cell_key(*key), policy_values.number_value(words[verdict])
 
 
+#: The tables of a generation, and how their entries are found. The first's are soon found, and what goes
+#: waits for its entering; the second takes the longest to fill.
+_TABLES: Final[Mapping[str, Callable[[Compiled, _Words], Packed]]] = {
+    "pw_bounds": _bounds,
+    "pw_cells": _cells,
+    "pw_peers": _peers,
+    "pw_sets": _sets,
+}
+
+
 def in_force(maps: Mapping[str, Map]) -> int:
     """The generation that packets are judged by; 0: none, everything passes the policy."""
     raw = maps["pw_generation"].lookup(_IN_FORCE)
@@ -153,7 +180,9 @@ def slot_of(number: int) -> bytes:
 
 def enter_bounds(maps: Mapping[str, Map], slot: bytes, nodes: Iterable[bytes]) -> None:
     """Gives a slot its nets."""
-    with _inner(_template("pw_bounds"), Packed.of(numbered(nodes))) as inner:
+    entries = Packed.of(numbered(nodes))
+    with contextlib.closing(_made("pw_bounds", entries)) as inner:
+        inner.update_packed(entries)
         maps["pw_bounds"].update(slot, _U32.pack(inner.fd))
 
 
@@ -167,18 +196,23 @@ def install(maps: Mapping[str, Map], entries: Entries, faults: Faults = _NO_FAUL
     slot = number % _SLOTS
     kept = {now % _SLOTS, slot} if now else {slot}
 
-    def enter(name: str) -> None:
-        with _inner(_template(name), entries[name]) as inner:
-            maps[name].update(_U32.pack(slot), _U32.pack(inner.fd))
-        faults.at(f"policy:{name}")
-
-    # Beside each other: each waits for a grace period, as does what goes, and they are the same ones then.
-    with ThreadPoolExecutor(2 * len(_TABLES)) as threads:
-        entered = {name: threads.submit(enter, name) for name in _TABLES}
-        entered["pw_bounds"].result()
-        swept = [threads.submit(_sweep, maps[name], kept) for name in _TABLES]
-        for each in (*entered.values(), *swept):
-            each.result()
+    # Beside each other: what is entered and what goes waits for a grace period each. A table that no packet
+    # asks for yet is filled meanwhile, by the kernel, while we find the next one's entries.
+    with contextlib.ExitStack() as made, ThreadPoolExecutor(3 * len(_TABLES)) as threads:
+        tables: dict[str, list[Future[None]]] = {}
+        swept: list[Future[None]] = []
+        for name in _TABLES:
+            inner = made.enter_context(contextlib.closing(_made(name, entries[name])))
+            entered = threads.submit(maps[name].update, _U32.pack(slot), _U32.pack(inner.fd))
+            tables[name] = [entered, threads.submit(inner.update_packed, entries[name])]
+            if not swept:
+                swept = [threads.submit(_sweep, maps[each], kept, after=entered) for each in _TABLES]
+        for name, steps in tables.items():
+            for step in steps:
+                step.result()
+            faults.at(f"policy:{name}")
+        for step in swept:
+            step.result()
     faults.at("policy:swept")
     maps["pw_generation"].update(_IN_FORCE, _U32.pack(number))
     return number
@@ -263,15 +297,16 @@ def _wait_for_packets(maps: Mapping[str, Map], slot: int) -> None:
     key = _U32.pack(slot % _SLOTS)
     known = maps["pw_bounds"].lookup(key)
     if known is None:
-        with _inner(_template("pw_bounds"), Packed.of(())) as inner:
-            maps["pw_bounds"].update(key, _U32.pack(inner.fd))
+        enter_bounds(maps, key, ())
         return
     with contextlib.closing(Map.from_id(int(_U32.unpack(known)[0]))) as same:
         maps["pw_bounds"].update(key, _U32.pack(same.fd))
 
 
-def _sweep(outer: Map, kept: set[int]) -> None:
-    """Removes the tables of every slot but these."""
+def _sweep(outer: Map, kept: set[int], after: Future[None] | None = None) -> None:
+    """Removes the tables of every slot but these, once ``after`` is done."""
+    if after is not None:
+        after.result()
     for slot in set(range(_SLOTS)) - kept:
         if outer.lookup(_U32.pack(slot)) is not None:
             outer.delete(_U32.pack(slot))
@@ -285,18 +320,16 @@ def _entered(stack: contextlib.ExitStack, outer: Map, slot: int) -> Map:
     return stack.enter_context(contextlib.closing(Map.from_id(int(_U32.unpack(raw)[0]))))
 
 
-@contextlib.contextmanager
-def _inner(spec: MapSpec, filling: Packed) -> Iterator[Map]:
-    """A new inner map with these entries; ours until the outer map has it too."""
+def _made(name: str, filling: Packed) -> Map:
+    """A new and empty inner map, of a size for these entries."""
+    spec = _template(name)
     if spec.type is MapType.ARRAY:
         needed = 1 + max(array("I", filling.keys), default=0)
         # A node that is not there has no bounds; one that is and empty would have wrong ones.
-        spare = max(needed // 2, _SPARE_SETS) if spec.name == _template("pw_sets").name else 0
+        spare = max(needed // 2, _SPARE_SETS) if name == "pw_sets" else 0
         spec = dataclasses.replace(spec, max_entries=needed + spare)
-    elif spec.name == _template("pw_cells").name:
+    elif name == "pw_cells":
         # The kernel makes as many buckets: of a million the most are for nothing, and of other pages.
         room = 1 << max(_LEAST_CELLS, 2 * filling.number).bit_length()
         spec = dataclasses.replace(spec, max_entries=min(room, spec.max_entries))
-    with contextlib.closing(Map.create(spec)) as made:
-        made.update_packed(filling)
-        yield made
+    return Map.create(spec)
