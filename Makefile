@@ -57,11 +57,17 @@ demo: setup ## the first few minutes, on this machine, cleaned up at the end
 	@demo/demo.sh
 
 # --- what is checked --------------------------------------------------------------------------
-# Two workers share the files. With ARGS there are none: a test that was named is sooner there, and -s and --pdb work.
-WORKERS := $(if $(ARGS),0,2)
+# Workers share the files, one more of them than CI has processors: tests wait much. Then, one by one, what would have no
+# verdict beside others. With ARGS it is one session and no workers: what was named is sooner there, and -s and --pdb work.
+WORKERS := 3
 
 test: setup ## unit, netns, containers, conformance and fault tests on this kernel (ARGS= for pytest, WORKERS=)
-	$(PYTHON) -m pytest -m "not lab" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+ifdef ARGS
+	$(PYTHON) -m pytest -m "not lab" $(ARGS)
+else
+	$(PYTHON) -m pytest -m "not lab and not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -m "alone and not lab"
+endif
 
 lint: setup ## ruff, mypy --strict, clang-format
 	.venv/bin/ruff check $(PY_DIRS)

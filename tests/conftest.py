@@ -13,7 +13,6 @@ sys.dont_write_bytecode = False
 
 pytest_plugins = [
     "tests.fix_leaks",
-    "tests.fix_alone",
     "tests.fix_netns",
     "tests.fix_bpf",
     "tests.fix_features",

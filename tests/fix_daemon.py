@@ -45,6 +45,10 @@ def _zygote_ends() -> Iterator[None]:
     _zygote.close()
 
 
+#: Signals by which a library, or the interpreter, ends a process.
+_BROKEN = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+
+
 class Daemon:
     """One daemon: ``run_dir`` and ``state_dir`` in a directory of its own, in namespace ``host``."""
 
@@ -147,7 +151,12 @@ class Daemon:
         return self.log.read_text()[-4000:] if self.log.exists() else ""
 
     def close(self) -> None:
-        """End it and take away what it would keep for its next start: ports, mount, directory."""
+        """End it and take away what it would keep for its next start: ports, mount, directory.
+
+        Raises AssertionError if it was ended by a signal that no test sends.
+        """
+        status = self.process.poll() if self.process is not None else None
+        died = f"ended with {status}; its log:\n{self.tail()}" if status in {-n for n in _BROKEN} else ""
         try:
             if self.process is None or self.process.poll() is not None:
                 self.start()
@@ -157,6 +166,7 @@ class Daemon:
             self.stop()
             mounts = [m for m in Path("/proc/mounts").read_text().splitlines() if str(self.base) in m]
             assert not mounts, f"left mounted: {mounts}"
+            assert not died, died
         finally:
             self.kill()
             bpf = self.run_dir / "bpf"

@@ -7,6 +7,7 @@ DELs, and only then the socket: nobody is answered before what was promised is t
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -46,6 +47,7 @@ def main(
     ``policy_dir``: a folder whose manifests are kept in force. ``node_name``: what HostEndpoints call this
     host, '' for its own name.
     """
+    faulthandler.enable()  # if a library ends the process, the log says where
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
     )
