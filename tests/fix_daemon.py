@@ -156,7 +156,8 @@ class Daemon:
         Raises AssertionError if it was ended by a signal that no test sends.
         """
         status = self.process.poll() if self.process is not None else None
-        died = f"ended with {status}; its log:\n{self.tail()}" if status in {-n for n in _BROKEN} else ""
+        died = f"ended with {status}, see its log" if status in {-n for n in _BROKEN} else ""
+        print(f"the daemon's log:\n{self.tail()}")  # pytest shows it if the test failed
         try:
             if self.process is None or self.process.poll() is not None:
                 self.start()
