@@ -207,7 +207,7 @@ class Demo:
         """HTTP between the containers."""
         self.story.step("HTTP from container to container, over IPv4 and IPv6")
         for url in (f"http://{self.ip('web', 4)}/", f"http://[{self.ip('web', 6)}]/"):
-            out = self.client(f"wget -q -O - {url}")
+            out = self.read("client", f"wget -q -O - {url}")
             self.story.check(out == PAGE.rstrip(), f"web answers at {url}", out)
         for address in ("192.0.2.1", "2001:db8::1"):
             self.client(f"ping -c 1 -W 2 {address}", show=False)
@@ -340,6 +340,11 @@ class Demo:
         """Run a command in the container client."""
         return self.story.run(f"ctr task exec --exec-id x client {command}", fails=fails, show=show)
 
+    def read(self, name: str, command: str, *, show: bool = True) -> str:
+        """What a command in a container says that is never silent: ctr may lose it, and is asked again."""
+        command = f"ctr task exec --exec-id x {name} {command}"
+        return next(filter(None, (self.story.run(command, show=show) for _ in range(5))), "")
+
     def port_list(self) -> list[Any]:
         """The daemon's ports."""
         found = json.loads(self.story.run("portwright port list --json", show=False))
@@ -370,7 +375,7 @@ class Demo:
 
     def device(self, name: str) -> Traffic:
         """The same, of the device inside of it."""
-        text = self.story.run(f"ctr task exec --exec-id x {name} cat /proc/net/dev", show=False)
+        text = self.read(name, "cat /proc/net/dev", show=False)
         found = re.search(r"eth0:\s*(.*)", text)
         assert found  # noqa: S101 - the kernel's format: eight columns received, eight sent
         columns = [int(word) for word in found[1].split()]

@@ -27,7 +27,7 @@ def test_two_containers_talk_over_both_families(containerd: Runtimes, binary: st
         containerd.ctr_exec("client", "ping", "-c", "1", "-W", "2", address)
     four, six = addresses(web)
     for url in (f"http://{four}/", f"http://[{six}]/"):
-        assert containerd.ctr_exec("client", "wget", "-q", "-O", "-", url) == PAGE
+        assert containerd.ctr_read("client", "wget", "-q", "-O", "-", url) == PAGE
 
 
 def test_a_containers_end_frees_everything(containerd: Runtimes) -> None:
@@ -56,13 +56,13 @@ def test_the_result_that_the_runtime_caches_is_what_the_container_has(containerd
     assert host_end["name"] == port.rep_name
     assert not host_end.get("sandbox")
     assert device["sandbox"].startswith("/proc/")
-    inside = containerd.ctr_exec("one", "ip", "addr", "show", "eth0")
+    inside = containerd.ctr_read("one", "ip", "addr", "show", "eth0")
     assert f"link/ether {device['mac']}" in inside
     assert f"mtu {port.mtu}" in inside
     for ip in cached["ips"]:
         assert f" {ip['address']} " in inside
         assert ip["interface"] == 1
-    routes = containerd.ctr_exec("one", "ip", "route") + containerd.ctr_exec("one", "ip", "-6", "route")
+    routes = containerd.ctr_read("one", "ip", "route") + containerd.ctr_read("one", "ip", "-6", "route")
     assert routes.count("default via") == 2
 
 
@@ -76,7 +76,7 @@ def test_a_published_port_is_answered_from_everywhere(containerd: Runtimes, worl
     for url in (f"http://{HOST4}:8080/", f"http://[{HOST6}]:8080/"):
         assert world.run(["curl", "-s", "--max-time", "5", url]).stdout == PAGE
         for name in ("client", "web"):
-            assert containerd.ctr_exec(name, "timeout", "5", "wget", "-q", "-O", "-", url) == PAGE, name
+            assert containerd.ctr_read(name, "timeout", "5", "wget", "-q", "-O", "-", url) == PAGE, name
         assert containerd.http(url) == PAGE
     assert containerd.http("http://127.0.0.1:8080/") == PAGE
 

@@ -57,7 +57,7 @@ def _started(containerd: Runtimes, name: str, *command: str) -> dict[int, str]:
     containerd.start(name, *line, *command)
     up = re.compile(rf"^{name}\s+\d+\s+RUNNING", re.MULTILINE)
     wait_until(lambda: up.search(containerd.run("ctr", "task", "list")), 20, containerd.log(name))
-    said = containerd.ctr_exec(name, "ip", "addr", "show", "eth0")
+    said = containerd.ctr_read(name, "ip", "addr", "show", "eth0")
     found = re.findall(r"inet6? (\S+)/\d+ ", said)
     return {6 if ":" in a else 4: a for a in found if not a.startswith("fe80:")}
 
@@ -107,7 +107,7 @@ def test_the_bridge_plugins_containers_leave_it(
     lab.judge(noise, gaps, record_property)
     assert "cni0" not in lab.names(host)
     for url in (f"http://{web[4]}/", f"http://[{web[6]}]/"):
-        assert containerd.ctr_exec("client", "wget", "-q", "-O", "-", url) == PAGE
+        assert containerd.ctr_read("client", "wget", "-q", "-O", "-", url) == PAGE
         assert containerd.http(url) == PAGE
     for address in (WORLD4, GATEWAY4, GATEWAY6, web[6]):
         containerd.ctr_exec("client", "ping", "-c", "1", "-W", "2", address)

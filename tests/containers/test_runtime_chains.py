@@ -16,8 +16,8 @@ def test_tuning_after_portwright(containerd: Runtimes) -> None:
     tuning = {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mtu": 1400}
     containerd.conflist("n1", own(), tuning)
     containerd.ctr_run("one", "sleep", "600")
-    assert containerd.ctr_exec("one", "cat", "/proc/sys/net/ipv4/conf/eth0/arp_filter").strip() == "1"
-    assert "mtu 1400" in containerd.ctr_exec("one", "ip", "link", "show", "eth0")
+    assert containerd.ctr_read("one", "cat", "/proc/sys/net/ipv4/conf/eth0/arp_filter").strip() == "1"
+    assert "mtu 1400" in containerd.ctr_read("one", "ip", "link", "show", "eth0")
     for address in (WORLD4, WORLD6):
         containerd.ctr_exec("one", "ping", "-c", "1", "-W", "2", address)
     containerd.ctr_stop("one")
@@ -72,7 +72,7 @@ def test_host_local_as_ipam(containerd: Runtimes) -> None:
     held = containerd.work / "networks/foreign"
     assert {four, six} <= {entry.name for entry in held.iterdir()}
     for url in (f"http://{four}/", f"http://[{six}]/"):
-        assert containerd.ctr_exec("client", "timeout", "5", "wget", "-q", "-O", "-", url) == PAGE
+        assert containerd.ctr_read("client", "timeout", "5", "wget", "-q", "-O", "-", url) == PAGE
     for restart in (False, True):
         if restart:
             containerd.daemon.kill()

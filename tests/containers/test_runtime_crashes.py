@@ -28,7 +28,7 @@ def test_containers_keep_their_network_while_the_daemon_is_killed_and_restarted(
 
     before = containerd.ports()
     containerd.daemon.kill()
-    assert containerd.ctr_exec("client", "wget", "-q", "-O", "-", f"http://[{six}]/") == PAGE
+    assert containerd.ctr_read("client", "wget", "-q", "-O", "-", f"http://[{six}]/") == PAGE
     containerd.daemon.start()
 
     containerd.run("kill", "-INT", *containerd.run("pidof", "ping").split())

@@ -126,7 +126,7 @@ def test_guest_in_a_namespace_of_containerd(
             assert answers(host, address), address
             assert fetched(host, address) == "g1\n"
             url = f"http://[{address}]/" if ":" in address else f"http://{address}/"
-            assert containerd.ctr_exec("client", "timeout", "10", "wget", "-q", "-O", "-", url) == "g1\n"
+            assert containerd.ctr_read("client", "timeout", "10", "wget", "-q", "-O", "-", url) == "g1\n"
     assert {p.port_id for p in containerd.ports()} >= {port.port_id}
     containerd.ctr_stop("client")
     containerd.ctr_stop("pause")
