@@ -172,7 +172,14 @@ class _Channel:
 
     def stale(self) -> bool:
         """Whether the daemon has closed this connection, or may be about to."""
-        return self._reader.done() or (not self._waiting and self._loop.time() - self._used > REUSE_WITHIN)
+        if self._reader.done() or (not self._waiting and self._loop.time() - self._used > REUSE_WITHIN):
+            return True
+        try:  # the reader may not have had its turn since
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def close(self) -> None:
         self._reader.cancel()
