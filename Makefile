@@ -57,9 +57,8 @@ demo: setup ## the first few minutes, on this machine, cleaned up at the end
 	@demo/demo.sh
 
 # --- what is checked --------------------------------------------------------------------------
-# Workers share the files; then, one by one, comes what would have no verdict beside others. A third worker takes a quarter
-# of the time away on two processors, and one test in 6,000 fails. With ARGS it is one session and no workers: what was
-# named is sooner there, and -s and --pdb work.
+# Workers share the files; then, one by one, comes what would have no verdict beside others. With ARGS it is one session
+# and no workers: what was named is sooner there, and -s and --pdb work.
 WORKERS := 2
 
 test: setup ## unit, netns, containers, conformance and fault tests on this kernel (ARGS= for pytest, WORKERS=)

@@ -174,12 +174,7 @@ class _Channel:
         """Whether the daemon has closed this connection, or may be about to."""
         if self._reader.done() or (not self._waiting and self._loop.time() - self._used > REUSE_WITHIN):
             return True
-        try:  # the reader may not have had its turn since
-            return not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        return frames.peek(self._sock) == b""  # the reader may not have had its turn since
 
     async def close(self) -> None:
         self._reader.cancel()

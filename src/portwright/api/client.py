@@ -204,14 +204,8 @@ class _Link:
         """Whether the daemon has closed this connection, or may be about to."""
         if time.monotonic() - self._used > REUSE_WITHIN:
             return True
-        try:
-            self._sock.settimeout(0)
-            self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True  # the end, or bytes that nobody asked for
+        self._sock.settimeout(0)
+        return frames.peek(self._sock) is not None  # the end, or bytes that nobody asked for
 
     def send(self, request_id: int, call: Call[Any], timeout: float | None) -> None:
         """Send the request with its namespaces; ``timeout`` seconds for it and its answer."""

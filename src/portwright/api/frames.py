@@ -174,6 +174,16 @@ class FrameDecoder:
         return held
 
 
+def peek(sock: socket.socket) -> bytes | None:
+    """Next byte of a non-blocking socket, which stays there; b"" at its end or failure, None: none yet."""
+    try:
+        return sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
 def close_all(fds: Iterable[int]) -> None:
     """Close each descriptor; one that is closed already is our bug, and raises."""
     for fd in fds:
