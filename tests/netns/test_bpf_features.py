@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from portwright.kernel.bpf import features, is_bpffs, mount_bpffs, umount_bpffs
 from portwright.model.errors import KernelFailed
+from tests import mounts
 from tests.fix_bpf import descriptors
 from tests.fix_features import require_for_test
+from tests.fix_netns import NetnsFactory
 
 pytestmark = pytest.mark.netns
 
@@ -27,23 +30,25 @@ def test_probe_agrees_with_the_version(name: str) -> None:
     assert os.uname().release == found.have
 
 
-def test_probing_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probing_leaves_nothing(monkeypatch: pytest.MonkeyPatch, netns_factory: NetnsFactory) -> None:
     """Probing anew leaves no descriptor, no mount, and the same network namespace and devices."""
     monkeypatch.setattr(features, "_found", {})
 
     def state() -> tuple[object, ...]:
         return (
             descriptors(),
-            Path("/proc/self/mounts").read_text(),
+            mounts.standing(),
             str(Path("/proc/thread-self/ns/net").readlink()),
-            {path.name for path in Path("/sys/class/net").iterdir()},
+            socket.if_nameindex(),
             threading.active_count(),
         )
 
-    before = state()
-    found = features.all()
+    with netns_factory().entered():
+        before = state()
+        found = features.all()
+        after = state()
 
-    assert before == state()
+    assert before == after
     assert list(features.names()) == [feature.name for feature in found]
     assert all(feature.detail for feature in found)
 

@@ -18,8 +18,9 @@ import pytest
 from portwright.jail import Jail, start
 from portwright.kernel import private
 from portwright.model.errors import InvalidInput, KernelFailed, NotFound
+from tests import mounts
 from tests.deadline import PATIENCE, wait_readable, wait_until
-from tests.fix_netns import open_fds
+from tests.fix_netns import NetnsFactory, open_fds
 from tests.netns.jail_lab import attempt, controllers_handed_down, groups, jail_command  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.netns
@@ -142,7 +143,7 @@ def test_kill_at_any_moment_leaves_nothing(who: str, part: int, calls: dict[str,
     # before that it is stopped here, but wouldn't be: it looks whether the starter is there, and ends.
     first = 4 if who == "inside" else 1
     stop = first + part * (calls[who] - first) // 15
-    mounts = _mounts()
+    before = mounts.standing()
     with _starter(who, stop) as (process, marker):
         assert process.stdout is not None
         # A jail that has fewer neighbours whose groups it looks at makes fewer calls, and may run by then.
@@ -152,7 +153,7 @@ def test_kill_at_any_moment_leaves_nothing(who: str, part: int, calls: dict[str,
         process.wait()
         wait_until(lambda: not _processes(marker), 20, f"the processes to end at call {stop} of {who}")
         wait_until(partial(_no_groups, process.pid), 10, f"the cgroup to go at call {stop} of {who}")
-    assert _mounts() == mounts
+    assert mounts.standing() == before
 
 
 @pytest.fixture(scope="module")
@@ -270,12 +271,13 @@ def test_many_at_once() -> None:
     assert [group for process in running for group in groups(process.pid)] == []
 
 
-def test_host_sees_nothing_of_it(tmp_path: Path) -> None:
+def test_host_sees_nothing_of_it(netns_factory: NetnsFactory) -> None:
     """While it runs, a jail has made no mount, folder or name on the host, but for its cgroup."""
-    mounts, links = _mounts(), socket.if_nameindex()
-    with _running("print(1, flush=True)\nwhile True: signal.pause()", "--tmp", "4"):
-        assert _mounts() == mounts
-        assert socket.if_nameindex() == links
+    with netns_factory().entered():
+        before, links = mounts.standing(), socket.if_nameindex()
+        with _running("print(1, flush=True)\nwhile True: signal.pause()", "--tmp", "4"):
+            assert mounts.standing() == before
+            assert socket.if_nameindex() == links
 
 
 @contextmanager
@@ -347,9 +349,3 @@ def _processes(marker: bytes) -> list[int]:
 
 def _no_groups(pid: int) -> bool:
     return not groups(pid)
-
-
-def _mounts() -> list[str]:
-    """This namespace's, but for other tests'."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [line for line in lines if "/run/netns" not in line and "pwt-" not in line]
