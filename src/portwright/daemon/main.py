@@ -19,6 +19,7 @@ from portwright.api.registry import Registry
 from portwright.api.request import Request
 from portwright.api.server import Server, passed_listener
 from portwright.cni.handler import CniHandler
+from portwright.daemon import bounded_log
 from portwright.daemon.methods import VERSION, Methods
 from portwright.model.errors import KernelFailed, PortwrightError
 from portwright.node.chain import Chain
@@ -48,9 +49,7 @@ def main(
     host, '' for its own name.
     """
     faulthandler.enable()  # if a library ends the process, the log says where
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
+    bounded_log.install()
     paths = Paths(Path(run_dir), Path(state_dir))
     try:
         core = Core.open(paths, Faults.from_environment(), node_name)
