@@ -13,12 +13,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from bench.figures import Goal, Part, Series, at_least, at_most
 from bench.traffic import CPUS, answer, compiled, turned
 from portwright.kernel import netns
-from portwright.kernel.bpf import Program
 from portwright.model.port import NetnsRef
 from portwright.node import taps
 from portwright.node.sandbox import Sandbox
@@ -26,6 +26,7 @@ from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 from tests.fix_netns import TestNetns
 
 TCFILTER, MIRRED, MACVTAP, BRIDGE = "portwright tcfilter", "u32 + mirred", "macvtap", "bridge"
+PEER = "portwright tcfilter, peer"
 _DEVICE, _TAP, _HOST = "eth0", "tap0", "h0"
 _GUEST_MAC, _HOST_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03"
 #: In namespaces that have so many taps already an attach is timed again.
@@ -75,17 +76,21 @@ def microvm(rounds: int, milliseconds: int, attaches: int, many: int = _MANY) ->
                     speed = Series(f"Super-packets {of}", "Gb/s", found["gbits"], "more", how, TCFILTER)
                     cost = Series(f"CPU {of}", "CPU s per Gb", found["cpu"], "less", how, TCFILTER)
                     series += [speed, cost]
-                    goals.append(at_least(f"gigabits {of}, against macvtap", speed, TCFILTER, MACVTAP, 1.0))
-                    for theirs in (MIRRED, BRIDGE):
-                        goals.append(
-                            at_most(f"CPU per gigabit {of}, against {theirs}", cost, TCFILTER, theirs, 1.0)
-                        )
+                    goals += _goals(of, speed, cost, TCFILTER)
+                    if way == "out":  # to the guest it is the same program
+                        goals += _goals(f"{of} by --join peer", speed, cost, PEER)
         attach, again = _attaching(stack, attaches, many)
         series += [attach]
         median = attach.spread("first taps").median
         goals.append(Goal("attach of a tap, made to joined, in under 10 ms", median < 10, f"{median:.2f} ms"))
         goals.append(at_most(f"the same with {many:,} taps there", attach, again, "first taps", 1.3))
     return Part("microvm", series, goals)
+
+
+def _goals(of: str, speed: Series, cost: Series, ours: str) -> Iterator[Goal]:
+    yield at_least(f"gigabits {of}, against macvtap", speed, ours, MACVTAP, 1.0)
+    for theirs in (MIRRED, BRIDGE):
+        yield at_most(f"CPU per gigabit {of}, against {theirs}", cost, ours, theirs, 1.0)
 
 
 def quick() -> Part:
@@ -101,10 +106,10 @@ def _run(program: str, place: Place, way: str, size: str, milliseconds: int) -> 
     return answer([program, *ends, way, size, str(milliseconds), *CPUS])
 
 
-def _tcfilter(stack: contextlib.ExitStack) -> Place:
-    place = Place(stack, "tc")
-    with _sandbox(place.guest) as inside, contextlib.closing(taps.load()) as program:
-        _attach(inside, _TAP, program)
+def _tcfilter(stack: contextlib.ExitStack, join: str = "bpf") -> Place:
+    place = Place(stack, join)
+    with _sandbox(place.guest) as inside, contextlib.closing(taps.Joiner()) as joiner:
+        _attach(inside, _TAP, joiner, join)
     return place
 
 
@@ -149,6 +154,7 @@ def _macvtap(stack: contextlib.ExitStack) -> Place:
 
 _CONTENDERS: dict[str, Callable[[contextlib.ExitStack], Place]] = {
     TCFILTER: _tcfilter,
+    PEER: partial(_tcfilter, join="peer"),
     MIRRED: _mirred,
     MACVTAP: _macvtap,
     BRIDGE: _bridge,
@@ -166,32 +172,32 @@ def _attaching(stack: contextlib.ExitStack, attaches: int, many: int) -> tuple[S
     """Milliseconds from nothing to joined, first and with ``many`` taps in the host's other namespaces."""
     later = f"with {many:,} taps"
     samples: dict[str, list[float]] = {"first taps": [], later: []}
-    program = stack.enter_context(contextlib.closing(taps.load()))  # as a daemon has it
+    joiner = stack.enter_context(contextlib.closing(taps.Joiner()))  # as a daemon has it
     with _sandbox(Place(stack, "a").guest) as inside:
         for number in range(attaches):
-            samples["first taps"].append(_timed(inside, f"t{number}", program))
+            samples["first taps"].append(_timed(inside, f"t{number}", joiner))
     with _sandbox(Place(stack, "b").guest) as crowded:
         for number in range(many):
             taps.create(crowded, CreateTap(tap=f"m{number}", mtu=1500, sandbox=crowded.ref(netns.boot_id())))
         with _sandbox(Place(stack, "c").guest) as inside:
             for number in range(attaches):
-                samples[later].append(_timed(inside, f"t{number}", program))
+                samples[later].append(_timed(inside, f"t{number}", joiner))
     how = "CreateTap and JoinLinks of node/taps.py, a tap after the other"
     return Series("Attach", "ms", samples, "less", how, "first taps"), later
 
 
-def _timed(inside: Sandbox, name: str, program: Program) -> float:
+def _timed(inside: Sandbox, name: str, joiner: taps.Joiner) -> float:
     begun = time.perf_counter()
-    _attach(inside, name, program)
+    _attach(inside, name, joiner)
     took = (time.perf_counter() - begun) * 1e3
     taps.delete(DeleteTap(tap=name, sandbox=inside.ref(netns.boot_id())))
     return took
 
 
-def _attach(inside: Sandbox, name: str, program: Program) -> None:
+def _attach(inside: Sandbox, name: str, joiner: taps.Joiner, join: str = "bpf") -> None:
     ref: NetnsRef = inside.ref(netns.boot_id())
     taps.create(inside, CreateTap(tap=name, mtu=1500, sandbox=ref))
-    taps.join(inside, JoinLinks(device=_DEVICE, tap=name), program)
+    taps.join(inside, JoinLinks(device=_DEVICE, tap=name, join=join), joiner)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ def guests(runner: Runner) -> Iterator[Line]:
         "tcfilter: both families, TCP with offloads, MTU on three ends, CNI's answer, kills; stand-in guest",
         "tests/netns/test_tcfilter.py",
         "tests/netns/test_tcfilter_join.py",
+        "tests/netns/test_tcfilter_peer.py",
         "tests/faults/test_kill_tap.py",
     )
     claim = "guard, policy and paths of containers' tests with guests in their places"

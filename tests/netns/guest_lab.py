@@ -62,15 +62,15 @@ def guest_on(
 
 @contextmanager
 def guests_for_sandboxes(
-    daemon: Daemon, netns_factory: NetnsFactory, networks: Networks, model: str
+    daemon: Daemon, netns_factory: NetnsFactory, networks: Networks, model: str, **always: object
 ) -> Iterator[SandboxFactory]:
-    """As fix_daemon's ``sandboxes``, but each is the guest of a port of the model."""
+    """As fix_daemon's ``sandboxes``, but each is the guest of a port of the model, made with ``always``."""
     with ExitStack() as guests:
 
         def make(network: str = "n1", **options: object) -> Sandbox:
             networks(network)
             box, inside = netns_factory(), netns_factory()
-            options = {"name": box.name, "model": model, **options}
+            options = {"name": box.name, "model": model, **always, **options}
             with daemon.client() as client:
                 port = client.port_create(network, box.path, **options)  # type: ignore[arg-type]
             guests.enter_context(guest(box, inside, port))

@@ -12,7 +12,7 @@ from tests.netns.guest_lab import guest_on
 from tests.netns.policy_lab import connect, listening
 
 #: A model, and for tcfilter by what the tap is joined with the device.
-MODELS = ["tcfilter", "tcfilter-mirred", "macvtap", "tap"]
+MODELS = ["tcfilter", "tcfilter-peer", "tcfilter-mirred", "macvtap", "tap"]
 
 pytestmark = [pytest.mark.netns, pytest.mark.parametrize("model", MODELS)]
 

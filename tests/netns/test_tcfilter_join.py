@@ -141,17 +141,18 @@ def test_who_joins_nothing_has_no_join(
 ) -> None:
     """Refused by name for models without a join, for clones and behind another plugin; as is another word."""
     for model in ("veth", "macvtap", "tap"):
-        for join in ("mirred", "bpf"):
+        for join in ("mirred", "peer", "bpf"):
             with pytest.raises(NotSupported, match=f"join {join}.*use tcfilter"):
                 sandboxes(model=model, join=join)
-    with pytest.raises(NotSupported, match="inner addresses"):
-        sandboxes(model="tcfilter", join="mirred", inner_addresses=("198.51.100.2",))
+    for join in ("mirred", "peer"):
+        with pytest.raises(NotSupported, match="inner addresses"):
+            sandboxes(model="tcfilter", join=join, inner_addresses=("198.51.100.2",))
     with pytest.raises(InvalidInput, match="join"):
         sandboxes(model="tcfilter", join="bridge")
     ns = netns_factory()
     refused = Cni(daemon, "vms", model="tcfilter", join="u32").add("vm-1", ns)
     assert "join" in refused.answer["msg"]
-    assert "bpf or mirred" in refused.answer["msg"]
+    assert "bpf, peer or mirred" in refused.answer["msg"]
     ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other"])
     chained = Cni(daemon, "vms", model="tcfilter", join="mirred")
     for key in ("ipam", "ipMasq", "capabilities"):

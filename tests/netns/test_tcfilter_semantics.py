@@ -22,8 +22,10 @@ for _module in (test_guard_isolation, test_policy_path, test_port_path, test_rep
 del globals()["test_r18_a_flood_is_thinned_for_each_reason_and_nothing_is_unaccounted"]
 
 
-@pytest.fixture
-def sandboxes(daemon: Daemon, netns_factory: NetnsFactory, networks: Networks) -> Iterator[SandboxFactory]:
+@pytest.fixture(params=["bpf", "peer"])
+def sandboxes(
+    request: pytest.FixtureRequest, daemon: Daemon, netns_factory: NetnsFactory, networks: Networks
+) -> Iterator[SandboxFactory]:
     """As fix_daemon's, but each sandbox is the guest of a port of the model tcfilter."""
-    with guests_for_sandboxes(daemon, netns_factory, networks, "tcfilter") as made:
+    with guests_for_sandboxes(daemon, netns_factory, networks, "tcfilter", join=request.param) as made:
         yield made

@@ -123,7 +123,7 @@ def port_create(
     attach: Literal["clsact", "tcx"] | None = None,
     model: str = "veth",
     queues: int = 1,
-    join: Literal["bpf", "mirred"] | None = None,
+    join: Literal["bpf", "peer", "mirred"] | None = None,
     inner_addresses: Sequence[str] = (),
 ) -> Call[Port]:
     """Create a port with its device in a sandbox.
@@ -131,7 +131,7 @@ def port_create(
     ``netns``: a path, a name in /run/netns, ``pid:N`` or an open descriptor (which stays yours). ``model``:
     ``tcfilter`` and ``macvtap`` make a tap too (``Port.tap``, with ``queues``), joined with the device or on
     it, for a hypervisor; of ``tap`` it is the port's host end, and nothing is put into the sandbox.
-    ``join``: what joins a tcfilter's, ``bpf`` unless said, or for comparison u32 and ``mirred``.
+    ``join``: what joins a tcfilter's, ``bpf`` unless said, ``peer`` past the device's egress, or ``mirred``.
     ``inner_addresses``: its guest is one of many with the same ``mac`` and these, of each family one.
     Raises InvalidInput, NotFound (the network), Conflict, PoolExhausted, NotSupported.
     """

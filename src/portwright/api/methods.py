@@ -173,7 +173,7 @@ class PortCreateParams(Params[Port], frozen=True, kw_only=True):
     attach: Literal["clsact", "tcx"] | None = None
     model: Model = "veth"
     queues: Queues = 1
-    join: Literal["bpf", "mirred"] | None = None
+    join: Literal["bpf", "peer", "mirred"] | None = None
     inner_addresses: tuple[str, ...] = ()
     dry_run: bool = False
 

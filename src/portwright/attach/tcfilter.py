@@ -16,19 +16,20 @@ from portwright.plan.operations import DeleteLink, NameLink, Operation
 from portwright.plan.tap_operations import CreateTap, DeleteTap, JoinLinks
 
 MODEL = "tcfilter"
-#: What joins device and tap: our program, or for comparison the kernel's own filter and action.
-BPF, MIRRED = "bpf", "mirred"
+#: What joins device and tap: our program; the same, but that what the guest sends goes past the device to its
+#: other end; or for comparison the kernel's own filter and action.
+BPF, PEER, MIRRED = "bpf", "peer", "mirred"
 
 
 def judge_join(join: str, model: str, *, clone: bool) -> str:
     """How a port's device and tap are joined, '' for none. Raises InvalidInput, NotSupported; pure."""
-    if join not in ("", BPF, MIRRED):
-        raise InvalidInput("join", join, f"must be {BPF} or {MIRRED}")
+    if join not in ("", BPF, PEER, MIRRED):
+        raise InvalidInput("join", join, f"must be {BPF}, {PEER} or {MIRRED}")
     if join and model != MODEL:
         raise NotSupported(
             model, f"join {join}", f"it joins no device with a tap: use {MODEL}, or leave it out"
         )
-    if join == MIRRED and clone:
+    if join in (PEER, MIRRED) and clone:
         why = f"it rewrites no addresses, as inner addresses need: use {BPF}, or leave them out"
         raise NotSupported(model, f"join {join}", why)
     return join or (BPF if model == MODEL else "")

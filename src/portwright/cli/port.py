@@ -65,8 +65,8 @@ def port() -> None:
 )
 @click.option(
     "--join",
-    type=click.Choice(["bpf", "mirred"]),
-    help="What joins a tcfilter's device and tap: bpf unless said; mirred, with u32, is for comparison.",
+    type=click.Choice(["bpf", "peer", "mirred"]),
+    help="What joins a tcfilter's device and tap: bpf unless said; peer goes past the device's egress.",
 )
 @click.option(
     "--inner-address",
@@ -97,7 +97,7 @@ def create(
     attach: str | None,
     model: str,
     queues: int,
-    join: Literal["bpf", "mirred"] | None,
+    join: Literal["bpf", "peer", "mirred"] | None,
     inner_addresses: tuple[str, ...],
     dry_run: bool,
     as_json: bool,

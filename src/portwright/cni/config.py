@@ -9,7 +9,7 @@ Keys of Portwright's own, beside the specification's::
     network   name of the network to join, if it is not the configuration's name
     model     attachment model, "veth" unless said
     queues    of the tap of a model that has one, 1 unless said
-    join      what joins a tcfilter's device and tap: "bpf" (the default) or "mirred", for comparison
+    join      what joins a tcfilter's device and tap: "bpf" (the default), "peer" or "mirred"
     innerAddresses  what the guest has inside, one of many restored from a snapshot; the port has its own
     interfaces  names of prevResult's devices to put a tap on; all of them unless said (:mod:`.chain`)
     attach    how our programs sit on the representor: "clsact" (quick to make, the default) or "tcx"

@@ -14,4 +14,14 @@ int pw_join(struct __sk_buff *skb)
 	return bpf_redirect(skb->tc_classid, 0);
 }
 
+/*
+ * The tap's, where asked for: from the tap to the end that the device has in
+ * the host, by no transmission on the device and no queue behind it.
+ */
+SEC("tc")
+int pw_join_peer(struct __sk_buff *skb)
+{
+	return bpf_redirect_peer(skb->tc_classid, 0);
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -129,7 +129,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sandbox: NetnsRef
     tap: str = ""  # of models for VMs: the tap in the sandbox's namespace that the device is joined with
     queues: int = 1  # of the tap
-    join: str = ""  # of tcfilter, device and tap: by "bpf" (what '' of an older record is) or "mirred"
+    join: str = ""  # of tcfilter, device and tap: by "bpf" ('' in older records), "peer" or "mirred"
     inner_addresses: tuple[str, ...] = ()  # of a clone: what its guest has where the port has its own
     clone: int = 0  # its number in the map of clones
     rep_ifindex: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from portwright.kernel import clsact, rtnl, rtnl_bridge
-from portwright.kernel.bpf import Program
 from portwright.model.errors import Conflict
 from portwright.model.port import InnerBridge
 from portwright.node import taps
@@ -12,14 +11,14 @@ from portwright.plan.inner_operations import BypassBridge, DropBridge, MakeBridg
 from portwright.plan.tap_operations import JoinLinks
 
 
-def bypass(operation: BypassBridge, program: Program) -> None:
+def bypass(operation: BypassBridge, joiner: taps.Joiner) -> None:
     """Raises Conflict where the two are not what they were, or another's qdisc or filter is in the way."""
     inner = operation.inner
     with inside(operation.sandbox) as sandbox:
         if sandbox is None or not _whole(sandbox, inner):
             why = f"{inner.device} and {inner.tap} are not joined by it any more; nothing was moved"
             raise Conflict("bridge", inner.bridge, why)
-        taps.join(sandbox, JoinLinks(device=inner.device, tap=inner.tap), program)
+        taps.join(sandbox, JoinLinks(device=inner.device, tap=inner.tap), joiner)
 
 
 def use(operation: UseBridge) -> None:

@@ -61,7 +61,7 @@ class Switch:
         self.pins = pins
         self.rtnl = NetlinkSocket(netns_fd=fd)
         self._reaper: LinkReaper | None = None
-        self._joiner: Program | None = None
+        self._joiner: taps.Joiner | None = None
         self._cloner: Program | None = None
         self.instance = instance
         self._nft: Nft | None = None
@@ -93,10 +93,10 @@ class Switch:
         return self._reaper
 
     @property
-    def joiner(self) -> Program:
+    def joiner(self) -> taps.Joiner:
         """What joins a tap with its device (node.taps), one for all ports; loaded at first use."""
         if self._joiner is None:
-            self._joiner = taps.load()
+            self._joiner = taps.Joiner()
         return self._joiner
 
     @property

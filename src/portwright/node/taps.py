@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 from pathlib import Path
 
+from portwright.attach import tcfilter
 from portwright.kernel import clsact, macvtap, rtnl, sysctl, tap, u32
 from portwright.kernel.bpf import Collection, CollectionSpec, Program
 from portwright.kernel.netlink import NetlinkSocket
@@ -24,7 +23,8 @@ from portwright.plan.tap_operations import (
 )
 
 OBJECT = Path(__file__).parent.parent / "dataplane" / "join.bpf.o"
-PROGRAM = "pw_join"
+#: Both filters' name, the program of the device's, and of the tap's but for "peer"; then that one's.
+PROGRAM, PEER_PROGRAM = "pw_join", "pw_join_peer"
 #: What tc_classid holds (include/net/sch_generic.h, struct qdisc_skb_cb).
 _MOST = 0xFFFF
 
@@ -74,17 +74,32 @@ def create_macvtap(sandbox: Sandbox, operation: CreateMacvtap) -> None:
     sandbox.rtnl.execute([rtnl.link_set(operation.tap, up=True)])
 
 
-def load() -> Program:
-    """The program of :func:`join`; the caller closes it."""
-    with contextlib.closing(Collection.load(CollectionSpec.load(OBJECT))) as collection:
-        return Program(os.dup(collection.programs[PROGRAM].fd), PROGRAM)
+class Joiner:
+    """The programs of :func:`join`, for all ports."""
+
+    def __init__(self) -> None:
+        self._collection = Collection.load(CollectionSpec.load(OBJECT))
+
+    def of_tap(self, join: str) -> Program:
+        """What a tap's filter runs."""
+        return self._collection.programs[PEER_PROGRAM if join == tcfilter.PEER else PROGRAM]
+
+    @property
+    def of_device(self) -> Program:
+        """What a device's filter runs."""
+        return self._collection.programs[PROGRAM]
+
+    def close(self) -> None:
+        """Filters keep their programs."""
+        self._collection.close()
 
 
-def join(sandbox: Sandbox, operation: JoinLinks, program: Program) -> None:
+def join(sandbox: Sandbox, operation: JoinLinks, joiner: Joiner) -> None:
     """Raises Conflict where another's qdisc or filter is in the way, and leaves that alone."""
-    indexes = [_index(sandbox, name) for name in (operation.device, operation.tap)]
-    for index, other in zip(indexes, reversed(indexes), strict=True):
-        clsact.join(sandbox.rtnl, index, program.fd, name=PROGRAM, class_id=other)
+    device, tap = (_index(sandbox, name) for name in (operation.device, operation.tap))
+    ways = ((device, tap, joiner.of_device), (tap, device, joiner.of_tap(operation.join)))
+    for one, other, program in ways:
+        clsact.join(sandbox.rtnl, one, program.fd, name=PROGRAM, class_id=other)
 
 
 def redirect(sandbox: Sandbox, operation: JoinLinks) -> None:
@@ -95,12 +110,12 @@ def redirect(sandbox: Sandbox, operation: JoinLinks) -> None:
         u32.attach_redirect(sandbox.rtnl, index, other, pref=clsact.OUR_PREF, handle=clsact.OUR_HANDLE)
 
 
-def adopt(sandbox: Sandbox, operation: AdoptLink, program: Program) -> None:
+def adopt(sandbox: Sandbox, operation: AdoptLink, joiner: Joiner) -> None:
     """As :func:`join`. Raises NotFound where another device has the name by now."""
     link = rtnl.link_by_name(sandbox.rtnl, operation.device)
     if link is None or link.index != operation.index:
         raise NotFound("device", operation.device)
-    join(sandbox, JoinLinks(device=operation.device, tap=operation.tap), program)
+    join(sandbox, JoinLinks(device=operation.device, tap=operation.tap), joiner)
 
 
 def part(operation: PartLinks) -> None:

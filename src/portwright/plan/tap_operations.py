@@ -92,7 +92,8 @@ class JoinLinks(Base, frozen=True, kw_only=True):
     """What comes in on one device of the sandbox's namespace goes out on the other, both ways.
 
     By a filter of ours on each, beside those that others have there; it goes with the device. ``join``:
-    our program ("bpf"), or the kernel's own u32 and mirred ("mirred").
+    our program ("bpf"), the same and from the tap to the device's other end ("peer"), or the kernel's own u32
+    and mirred ("mirred").
     """
 
     device: str
@@ -110,8 +111,10 @@ class JoinLinks(Base, frozen=True, kw_only=True):
                 f"{begin} {one} clsact; {add} {one} {match} action mirred egress redirect dev {to}"
                 for one, to in ways
             )
+        programs = ("pw_join", "pw_join_peer" if self.join == "peer" else "pw_join")
         return "; ".join(
-            f"{add} {one} ingress bpf da object-file join.bpf.o classid {to}" for one, to in ways
+            f"{add} {one} ingress bpf da object-file join.bpf.o program {program} classid {to}"
+            for (one, to), program in zip(ways, programs, strict=True)
         )
 
 
