@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[Callable[[], Part], Callable[[], Part]]] = {
     "verbs": (lambda: verbs(40, 15, 10), lambda: verbs(1, 1, 1)),
     "scale": (lambda: scale(10, 1000, 25, 3), lambda: scale(1, 4, 1, 1)),
     "policy": (policy.policy, policy.quick),
-    "microvm": (lambda: microvm.microvm(11, 300, 30), microvm.quick),
+    "microvm": (lambda: microvm.microvm(40, 60, 30), microvm.quick),
     "guests": (lambda: guests.guests(7, 2), guests.quick),
 }
 #: real-time priority of the whole benchmark: above all ordinary processes, below the kernel's threads

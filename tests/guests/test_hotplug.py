@@ -137,6 +137,7 @@ def test_plug_and_unplug(
     with daemon.client() as client:
         port = client.port_show("g1-1")
     assert (port.mac, port.labels, port.model) == (nic["mac"], {"app": "web"}, "tcfilter")
+    assert port.join == "peer"
     says(console, f"eth1 is {nic['mac']}, mtu {nic['mtu']}, queues 1")
     for address in nic["addresses"]:
         answers(second, address, console)

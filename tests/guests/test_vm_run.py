@@ -205,5 +205,5 @@ def test_several_queues(daemon: Daemon, sandboxes: SandboxFactory, vm_run: RunFa
         (port,) = [port for port in client.port_list() if port.model == "tcfilter"]
     fds = Path(f"/proc/{run.facts['pid']}/fdinfo").iterdir()
     taps = [fd for fd in fds if f"iff:\t{port.tap}\n" in fd.read_text()]
-    assert (port.queues, len(taps)) == (2, 2)
+    assert (port.queues, len(taps), port.join) == (2, 2, "peer")
     assert "queues 2" in console.read_text()

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
+from typing import Literal
 
 from portwright import __version__
 from portwright.api import calls
@@ -92,13 +93,18 @@ class _Card:
 
 
 def wanted(guest: str, index: int, network: str, sandbox: Sandbox, **options: object) -> Call[Port]:
-    """The call that makes the port of a guest's NIC ``eth<index>``."""
+    """The call that makes the port of a guest's NIC ``eth<index>``, in a namespace of the guest's own."""
+    # Nobody else has filters or a qdisc on the device there, which this way past its egress would hide from.
+    join: Literal["peer"] | None = (
+        "peer" if sandbox.model == "tcfilter" and not options.get("inner_addresses") else None
+    )
     return calls.port_create(
         network,
         sandbox.path,
         ifname=f"eth{index}",
         name=guest if index == 0 else f"{guest}-{index}",
         model=sandbox.model,
+        join=join,
         **options,  # type: ignore[arg-type]  # labels and queues, as the callers' own parameters are
     )
 
