@@ -76,7 +76,7 @@ def migration(runner: Runner) -> Iterator[Line]:
     )
     yield shown(
         runner,
-        "migration/real",
+        "migration-real",
         claim,
         "tests/containers/test_migrate_ctr.py",
         "tests/guests/test_migrate_qemu.py",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from prove import conformance, port
+from prove.__main__ import PARTS
 from prove.line import Line, Proof, lines_of
-from prove.runner import Runner
+from prove.runner import Done, Runner
 from prove.suite import Report, read_junit
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
@@ -112,3 +114,28 @@ def test_a_command_that_hangs_is_ended_with_its_children(runner: Runner) -> None
     done = runner.run("x", [sys.executable, "-c", script], timeout=1.0)
     assert done.status != 0
     assert done.seconds < 20
+
+
+class _Idle(Runner):
+    """Runs nothing, and says that it failed."""
+
+    def __init__(self, logs: Path) -> None:
+        super().__init__(logs)
+        self.names: list[str] = []
+
+    def run(self, name: str, command: Sequence[str], **_options: object) -> Done:
+        self.names.append(name)
+        log = self.logs / f"{name}.log"
+        log.write_text("")
+        return Done(1, 0.0, "", log)
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_every_line_of_a_part_can_be_run(part: str, tmp_path: Path) -> None:
+    """Where nothing works each proof ends in FAILs, none by a mistake of its own, and each has a log."""
+    idle = _Idle(tmp_path / "logs")
+    for proof in PARTS[part]:
+        found = list(lines_of(proof, idle))
+        assert found
+        assert not [line for line in found if line.ok or re.search(r"\wError: |no such tests", line.figure)]
+    assert len(idle.names) == len(set(idle.names)), "two write into one log"
