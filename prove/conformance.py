@@ -12,7 +12,6 @@ CASES = 60
 LATER = {
     32: "VLAN access ports (tenant)",
     33: "VLAN trunk ports (tenant)",
-    55: "ingressPolicy (policy)",
     57: "source-based routing (tenant)",
     60: "Multus (tenant)",
 }

@@ -11,7 +11,7 @@ import pytest
 
 from .kit.host import Host
 from .kit.lab import Lab
-from .profile import ALL_VERSIONS, Profile, load_profile
+from .profile import ALL_VERSIONS, NEEDS, Profile, load_profile
 
 HERE = Path(__file__).parent
 PROFILE = pytest.StashKey[Profile]()
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parameters that a profile decides: variants of a need, its breakers; and every CNI version."""
     profile = metafunc.config.stash[PROFILE]
-    for need in ("portmap", "bandwidth"):
+    for need in NEEDS:
         if need in metafunc.fixturenames:
             metafunc.parametrize(need, sorted(profile.needs.get(need, {})))
     if "breaker" in metafunc.fixturenames:
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     profile = config.stash[PROFILE]
     claims = profile.features | ({"daemon"} if profile.daemon else {"no_daemon"})
     # What a profile has no variant of would be a skip for want of parameters.
-    empty = {need for need in ("portmap", "bandwidth") if not profile.needs.get(need)}
+    empty = {need for need in NEEDS if not profile.needs.get(need)}
     if not profile.breakers:
         empty.add("breaker")
     left_out: list[pytest.Item] = []

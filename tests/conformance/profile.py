@@ -16,6 +16,10 @@ ALL_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
+NEEDS = ("portmap", "bandwidth", "ingress_policy")
+"""What a profile may serve in ways of its own; of ``ingress_policy`` each policy is one."""
+
+
 @dataclass(frozen=True)
 class Chain:
     """One way to get a need served: capabilities of the plugin itself, or plugins chained after it.
@@ -53,7 +57,7 @@ class Profile:
     ``features`` are claims: a case that needs a claim which is not made is not run (see README).
     ``prefix``: ``"range"`` if addresses carry their subnet's length, ``"host"`` for /32 and /128.
     ``gateway``: ``"first"`` for the first address of the range, else a mapping of "4" and "6" to addresses.
-    ``needs``: for ``portmap`` and ``bandwidth``, the ways (variants) in which they are served.
+    ``needs``: for each of ``NEEDS``, the ways (variants) in which it is served.
     ``state``: files (globs) and commands which show what the plugin has recorded: what they print must name a
     container while it is attached, and not after DEL.
     """

@@ -1,4 +1,4 @@
-"""Cases 34 to 36: who reaches whom, and what a sandbox may send."""
+"""Cases 34 to 36 and 55: who reaches whom, and what a sandbox may send."""
 
 from __future__ import annotations
 
@@ -32,6 +32,29 @@ def test_case_34_networks_are_apart(lab: Lab) -> None:
     with echo(two.ns, address) as server:
         assert tcp_refused(one.ns, address, server.port)
         assert server.received == []
+
+
+def test_case_55_ingress_policy(lab: Lab, ingress_policy: str) -> None:
+    """Two sandboxes of a network and one of another, in both families: with ``open`` all reach each other,
+    with ``same-bridge`` neighbours do, with ``isolated`` nobody does. The host reaches all of them.
+    """
+    networks = [
+        lab.network(ipam=lab.ipam(lab.subnet4(), lab.subnet6()), ingress_policy=ingress_policy)
+        for _ in range(2)
+    ]
+    boxes = [lab.sandbox() for _ in range(3)]
+    homes = (0, 0, 1)
+    addresses = [ips_of(lab.add(networks[home], box)) for home, box in zip(homes, boxes, strict=True)]
+    for to, (box, given) in enumerate(zip(boxes, addresses, strict=True)):
+        for address in given:
+            with echo(box.ns, address) as server:
+                assert tcp_ask(lab.host.ns, address, server.port) == b"hello"
+                for by in {0, 1, 2} - {to}:
+                    near = homes[by] == homes[to]
+                    if ingress_policy == "open" or (ingress_policy == "same-bridge" and near):
+                        assert tcp_ask(boxes[by].ns, address, server.port) == b"hello", (by, to)
+                    else:
+                        assert tcp_refused(boxes[by].ns, address, server.port), (by, to)
 
 
 @pytest.mark.parametrize("mtu", [1000, 1279])

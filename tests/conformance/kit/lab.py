@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..profile import Profile, expand
+from ..profile import NEEDS, Profile, expand
 from .host import HOST4, HOST6, Host
 from .netns import Netns
 from .observe import bare
@@ -104,17 +104,18 @@ class Lab:
         after: Sequence[Json] = (),
         portmap: str = "",
         bandwidth: str = "",
+        ingress_policy: str = "",
         **plugin: object,
     ) -> Json:
         """A conflist with the plugin under test.
 
-        ``ipam``: a whole section (default: one new IPv4 subnet; ``{}``: none at all). ``portmap`` and
-        ``bandwidth`` name a variant of the profile. ``plugin``: further keys of the plugin's configuration.
+        ``ipam``: a whole section (default: one new IPv4 subnet; ``{}``: none at all). ``portmap``,
+        ``bandwidth``, ``ingress_policy`` name a variant of the profile. ``plugin``: further keys of its own.
         """
         self._networks += 1
         capabilities = dict(self.profile.config.get("capabilities", {}))
         chained: list[Json] = []
-        for need, variant in (("portmap", portmap), ("bandwidth", bandwidth)):
+        for need, variant in zip(NEEDS, (portmap, bandwidth, ingress_policy), strict=True):
             if variant:
                 chain = self.profile.needs[need][variant]
                 capabilities |= chain.capabilities
