@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from prove import leftovers, microvm, policy, port
 from prove.line import Line, Proof, lines_of
-from prove.runner import PROJECT, Runner
+from prove.runner import PROJECT, Runner, end_in_order
 
 PARTS: dict[str, tuple[Proof, ...]] = {
     "port": port.PROOFS,
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         parser.error("needs root: it makes network namespaces and loads BPF programs")
 
+    end_in_order()
     runner = Runner(PROJECT / "build/prove")
     before = leftovers.look()
     failed = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from prove import conformance, port
 from prove.__main__ import PARTS
 from prove.line import Line, Proof, lines_of
-from prove.runner import Done, Runner
+from prove.runner import PROJECT, Done, Runner
 from prove.suite import Report, read_junit
+from tests.deadline import wait_until
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase name="test_a"><properties><property name="packets" value="40"/></properties></testcase>
@@ -114,6 +117,31 @@ def test_a_command_that_hangs_is_ended_with_its_children(runner: Runner) -> None
     done = runner.run("x", [sys.executable, "-c", script], timeout=1.0)
     assert done.status != 0
     assert done.seconds < 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_told_to_end_ends_what_it_runs(tmp_path: Path, number: signal.Signals) -> None:
+    """What was run is interrupted and cleans up, as after ^C, and is not left to run on."""
+    began, mark = tmp_path / "began", tmp_path / "clean"
+    inner = f"""
+import pathlib, time
+try:
+    pathlib.Path({str(began)!r}).touch()
+    time.sleep(20)
+finally:
+    pathlib.Path({str(mark)!r}).touch()
+"""
+    outer = f"""
+import pathlib, sys
+from prove.runner import Runner, end_in_order
+end_in_order()
+Runner(pathlib.Path({str(tmp_path)!r})).run("x", [sys.executable, "-c", {inner!r}], timeout=99)
+"""
+    with subprocess.Popen([sys.executable, "-c", outer], cwd=PROJECT, stderr=subprocess.DEVNULL) as process:
+        wait_until(began.exists, 20, "the command to run")
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+    assert mark.exists()
 
 
 class _Idle(Runner):
