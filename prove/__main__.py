@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 
+from portwright.kernel.signals import terminable
 from prove import leftovers, microvm, policy, port
 from prove.line import Line, Proof, lines_of
-from prove.runner import PROJECT, Runner, end_in_order
+from prove.runner import PROJECT, Runner
 
 PARTS: dict[str, tuple[Proof, ...]] = {
     "port": port.PROOFS,
@@ -36,7 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         parser.error("needs root: it makes network namespaces and loads BPF programs")
 
-    end_in_order()
+    with terminable(signal.SIGTERM, signal.SIGHUP):  # what is run is ended first, as after ^C
+        return _prove(proofs, as_json=given.json)
+
+
+def _prove(proofs: list[Proof], *, as_json: bool) -> int:
     runner = Runner(PROJECT / "build/prove")
     before = leftovers.look()
     failed = 0
@@ -44,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         runner.say(f"{proof.number}. {proof.title}")
         for line in lines_of(proof, runner):
             failed += not line.ok
-            _print(line, as_json=given.json)
+            _print(line, as_json=as_json)
     left, note = leftovers.left_since(before, runner.pids)
     figure = "; ".join(left[:20]) or "no link, namespace, program, mount, process or folder"
     figure = f"{figure} ({note})" if note else figure
-    _print(Line(not left, "nothing is left behind on this machine", figure), as_json=given.json)
+    _print(Line(not left, "nothing is left behind on this machine", figure), as_json=as_json)
     return 1 if failed or left else 0
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 PROJECT = Path(__file__).resolve().parents[1]
 _SAY_EVERY = 10.0  # seconds between two lines of progress where stderr is no terminal
@@ -127,16 +127,6 @@ class Runner:
     def _erase(self) -> None:
         if self._tty:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def end_in_order() -> None:
-    """From now on who is told to end (SIGTERM, SIGHUP) first ends what it runs, as after ^C."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

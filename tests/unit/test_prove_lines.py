@@ -132,10 +132,17 @@ finally:
     pathlib.Path({str(mark)!r}).touch()
 """
     outer = f"""
-import pathlib, sys
-from prove.runner import Runner, end_in_order
-end_in_order()
-Runner(pathlib.Path({str(tmp_path)!r})).run("x", [sys.executable, "-c", {inner!r}], timeout=99)
+import os, pathlib, sys
+from prove import __main__ as prove
+from prove.line import Proof
+
+def runs(runner):
+    runner.run("x", [sys.executable, "-c", {inner!r}], timeout=99)
+    return []
+
+os.geteuid, prove.PROJECT = lambda: 0, pathlib.Path({str(tmp_path)!r})
+prove.PARTS["port"] = (Proof("1", "sleep", runs),)
+sys.exit(prove.main(["port"]))
 """
     with subprocess.Popen([sys.executable, "-c", outer], cwd=PROJECT, stderr=subprocess.DEVNULL) as process:
         wait_until(began.exists, 20, "the command to run")
